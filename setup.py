@@ -1,0 +1,9 @@
+"""That the folder `kernels` is the package `vllm_videollava.kernels` (a link leads there); the rest is in pyproject.toml.
+
+The folder must not be a package of its own: a top-level `kernels` would hide
+Hugging Face's package of that name from transformers and vLLM.
+"""
+
+from setuptools import setup
+
+setup(packages=["vllm_videollava", "vllm_videollava.kernels"])

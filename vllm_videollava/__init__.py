@@ -1,0 +1,22 @@
+"""vLLM plugin for Video-LLaVA: importing this package is free, `register` tells vLLM about the model."""
+
+ARCHITECTURE = "VideoLlavaForConditionalGeneration"
+
+
+def register() -> None:
+    """Register config, tokenizer, renderer, frame loader and model with vLLM.
+
+    vLLM calls this in every process through the entry point
+    `vllm.general_plugins`. Everything heavy is registered by name and imported
+    on first use; a second call changes nothing.
+    """
+    from vllm import ModelRegistry
+
+    if ARCHITECTURE in ModelRegistry.get_supported_archs():
+        return
+
+    from vllm_videollava import config, engine_defaults
+
+    config.register()
+    engine_defaults.register(ARCHITECTURE)
+    ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model:{ARCHITECTURE}")

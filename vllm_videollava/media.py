@@ -1,0 +1,140 @@
+"""Images and clips as users hand them over, made uniform: an RGB image, or frames in an array."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from vllm.multimodal.media import MediaConnector, MediaWithBytes
+from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
+
+from vllm_videollava import video_loader
+from vllm_videollava.frames import sample_array
+
+
+class VideoLlavaDataParser(MultiModalDataParser):
+    """Also takes paths and URLs, and keeps vLLM from blending transparent images with white.
+
+    Args:
+        num_frames: frames that the model takes of a clip.
+        media_io_kwargs: vLLM's settings for loading media.
+    """
+
+    def __init__(self, num_frames: int, media_io_kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._num_frames = num_frames
+        # Whoever can put a path here is inside the process and may read any file.
+        self._connector = MediaConnector(dict(media_io_kwargs), allowed_local_media_path="/")
+
+    def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
+        """Load, check and convert media; other modalities are left to vLLM.
+
+        Raises:
+            ValueError: an item is of a kind, shape or dtype that is not supported.
+        """
+        mm_data = dict(mm_data)
+        if (images := mm_data.get("image")) is not None:
+            mm_data["image"] = [self._read_image(item) for item in _split_images(images)]
+        if (videos := mm_data.get("video")) is not None:
+            mm_data["video"] = [self._read_video(item) for item in _split_videos(videos)]
+        return super().parse_mm_data(mm_data)
+
+    def _read_image(self, item: Any) -> Any:
+        if isinstance(item, (str, Path)):
+            item = self._connector.fetch_image(_as_url(item), image_mode=None)
+        if isinstance(item, MediaWithBytes):
+            return dataclasses.replace(item, media=to_rgb(item.media))
+        return None if item is None else to_rgb(item)
+
+    def _read_video(self, item: Any) -> Any:
+        if isinstance(item, (str, Path)):
+            item = self._connector.fetch_video(_as_url(item))
+        if isinstance(item, MediaWithBytes):
+            return dataclasses.replace(item, media=self._read_video(item.media))
+        if isinstance(item, tuple):
+            frames, metadata = item
+            if (metadata or {}).get("video_backend") == video_loader.NAME and len(frames) != self._num_frames:
+                raise ValueError(
+                    f"{len(frames)} frames of a video were asked for, but this model takes {self._num_frames}; "
+                    "leave num_frames and fps out of media_io_kwargs."
+                )
+            return self._read_video(frames), metadata
+        return None if item is None else sample_array(to_frames(item), self._num_frames)
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """Convert an image to mode RGB, upright, as the original code does (transparency is dropped).
+
+    Args:
+        image: a PIL image, or uint8 `[H, W, 3]`, `[H, W]` or `[3, H, W]`.
+
+    Raises:
+        ValueError: it is none of these, or cannot be read.
+    """
+    if isinstance(image, Image.Image):
+        try:
+            return ImageOps.exif_transpose(image).convert("RGB")
+        except OSError as error:
+            raise ValueError("The image cannot be read.") from error
+    array = _as_uint8(image, "image")
+    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
+        array = array.transpose(1, 2, 0)
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
+        raise ValueError(f"An image array has shape {array.shape}; supported are [H, W, 3], [3, H, W] and [H, W].")
+    return Image.fromarray(array).convert("RGB")
+
+
+def to_frames(frames: Any) -> np.ndarray:
+    """Convert the frames of a clip to one array, uint8 `[N, H, W, 3]`.
+
+    Args:
+        frames: a list of images as `to_rgb` takes, all of one size, or uint8
+            `[N, H, W, 3]` or `[N, 3, H, W]`.
+
+    Raises:
+        ValueError: it is none of these, or has no frames.
+    """
+    if isinstance(frames, list):
+        images = [np.asarray(to_rgb(frame)) for frame in frames]
+        if len({image.shape for image in images}) != 1:
+            raise ValueError("The frames of a video must be at least one and all of one size.")
+        return np.stack(images)
+    array = _as_uint8(frames, "video")
+    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
+        raise ValueError(f"A video array has shape {array.shape}; supported are [N, H, W, 3] and [N, 3, H, W].")
+    return array
+
+
+def _as_uint8(array: Any, kind: str) -> np.ndarray:
+    if not isinstance(array, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"A {kind} was given as {type(array).__name__}, which is not supported.")
+    array = np.asarray(array)
+    if array.dtype != np.uint8:
+        raise ValueError(f"A {kind} array has dtype {array.dtype}; uint8 values from 0 to 255 are supported.")
+    return array
+
+
+def _as_url(item: str | Path) -> str:
+    text = str(item)
+    return text if "://" in text or text.startswith("data:") else Path(text).resolve().as_uri()
+
+
+def _split_images(data: Any) -> list[Any]:
+    return list(data) if isinstance(data, list) or _ndim(data) == 4 else [data]
+
+
+def _split_videos(data: Any) -> list[Any]:
+    if isinstance(data, list):
+        # As vLLM sees it, a list of pictures is one clip.
+        is_clip = data and all(isinstance(item, Image.Image) or _ndim(item) == 3 for item in data)
+        return [data] if is_clip else data
+    return list(data) if _ndim(data) == 5 else [data]
+
+
+def _ndim(data: Any) -> int | None:
+    return data.ndim if isinstance(data, (np.ndarray, torch.Tensor)) else None

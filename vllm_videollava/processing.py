@@ -1,0 +1,136 @@
+"""From a request's prompt and media to the model's inputs, through vLLM's multimodal interfaces."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from vllm.inputs import MultiModalDataDict
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.processing import (
+    BaseDummyInputsBuilder,
+    BaseMultiModalProcessor,
+    BaseProcessingInfo,
+    PromptReplacement,
+    PromptUpdate,
+)
+
+from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.media import VideoLlavaDataParser
+from vllm_videollava.pixels import image_pixels, video_pixels
+from vllm_videollava.prompt import check_placeholders
+from vllm_videollava.tokenizer import PLACEHOLDERS
+
+ASPECT_RATIOS = (None, "pad")
+
+
+class VideoLlavaProcessor:
+    """Turns images and frames into the towers' pixels; takes the place of a transformers processor."""
+
+    def __init__(self, config: VideoLlavaConfig) -> None:
+        self.config = config
+
+    def __call__(
+        self,
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[np.ndarray] = (),
+        image_aspect_ratio: str | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Make the pixels of images in mode RGB and of frames, uint8 `[T, H, W, 3]`.
+
+        Returns:
+            `pixel_values_images`, uint8 `[B, 3, S, S]`, and
+            `pixel_values_videos`, uint8 `[V, T, 3, S, S]`, where there are any.
+        """
+        original = self.config.original_format
+        features = {}
+        if images:
+            size, pad = self.config.image_config.image_size, image_aspect_ratio == "pad"
+            pixels = [image_pixels(image, size, original=original, pad=pad) for image in images]
+            features["pixel_values_images"] = torch.stack(pixels)
+        if videos:
+            size = self.config.video_config.image_size
+            pixels = [video_pixels(frames, size, original=original) for frames in videos]
+            features["pixel_values_videos"] = torch.stack(pixels)
+        return BatchFeature(features)
+
+
+class VideoLlavaProcessingInfo(BaseProcessingInfo):
+    def get_hf_config(self) -> VideoLlavaConfig:
+        return self.ctx.get_hf_config(VideoLlavaConfig)
+
+    def get_hf_processor(self, **kwargs: object) -> VideoLlavaProcessor:
+        return VideoLlavaProcessor(self.get_hf_config())
+
+    def get_data_parser(self) -> VideoLlavaDataParser:
+        return VideoLlavaDataParser(self.get_hf_config().num_frames, self.ctx.get_mm_config().media_io_kwargs)
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        return {"image": None, "video": None}
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        config = self.get_hf_config()
+        return {"image": config.tokens_per_image, "video": config.tokens_per_video}
+
+
+class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingInfo]):
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        return "".join(PLACEHOLDERS[modality] * count for modality, count in mm_counts.items())
+
+    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> MultiModalDataDict:
+        config = self.info.get_hf_config()
+        image_size, video_size = config.image_config.image_size, config.video_config.image_size
+        return {
+            "image": self._get_dummy_images(
+                width=image_size,
+                height=image_size,
+                num_images=mm_counts.get("image", 0),
+                overrides=mm_options.get("image"),
+            ),
+            "video": self._get_dummy_videos(
+                width=video_size,
+                height=video_size,
+                num_frames=config.num_frames,
+                num_videos=mm_counts.get("video", 0),
+                overrides=mm_options.get("video"),
+            ),
+        }
+
+
+class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessingInfo]):
+    def apply(self, inputs, timing_ctx):
+        """Check a request, then process it.
+
+        Raises:
+            ValueError: placeholders and media do not match, or an option is
+                not supported. Raised before any media are touched, because
+                vLLM adds the data itself to what is raised later.
+        """
+        aspect_ratio = self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs).get("image_aspect_ratio")
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; 'pad' and null are supported.")
+        tokenizer = self.info.get_tokenizer()
+        check_placeholders(inputs.prompt, tokenizer.placeholder_ids, inputs.mm_data_items.get_all_counts())
+        return super().apply(inputs, timing_ctx)
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        return {
+            "pixel_values_images": MultiModalFieldConfig.batched("image"),
+            "pixel_values_videos": MultiModalFieldConfig.batched("video"),
+        }
+
+    def _get_prompt_updates(
+        self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Sequence[PromptUpdate]:
+        config = self.info.get_hf_config()
+        counts = {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        return [
+            PromptReplacement(modality=modality, target=[token_id], replacement=[token_id] * counts[modality])
+            for modality, token_id in self.info.get_tokenizer().placeholder_ids.items()
+        ]

@@ -1,0 +1,93 @@
+"""The shape of a LanguageBind tower, and where an original checkpoint's config says to find it."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig
+from transformers.utils import cached_file
+
+OFFICIAL_IMAGE_TOWER = "LanguageBind/LanguageBind_Image"
+OFFICIAL_VIDEO_TOWER = "LanguageBind/LanguageBind_Video_merge"
+
+# vision_config of the two published repositories, so that no network is needed.
+_VIT_L_14 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+_OFFICIAL_SHAPES = {
+    OFFICIAL_IMAGE_TOWER: _VIT_L_14,
+    OFFICIAL_VIDEO_TOWER: {**_VIT_L_14, "add_time_attn": True, "num_frames": 8},
+}
+
+
+class TowerConfig(CLIPVisionConfig):
+    """A CLIP vision transformer, with temporal attention over `num_frames` frames if `add_time_attn`.
+
+    The defaults are those of LanguageBind's own config class, which leaves
+    fields at their default out of config.json.
+    """
+
+    model_type = "languagebind_tower"
+
+    add_time_attn: bool = False
+    num_frames: int = 1
+
+    @property
+    def num_positions(self) -> int:
+        """Tokens of one frame: the patches and CLS."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def tower_config(values: dict[str, Any]) -> TowerConfig:
+    """Build a `TowerConfig` from a `vision_config`, dropping what does not shape the network."""
+    known = {field.name for field in fields(TowerConfig)}
+    return TowerConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def locate_tower(name: str, checkpoint: str) -> str:
+    """Return the folder or repository that `name` means in the config of `checkpoint`.
+
+    A folder is absolute or relative to the checkpoint's folder; anything else
+    is the name of a repository.
+    """
+    folder = Path(checkpoint) / name
+    return str(folder) if folder.is_dir() else name
+
+
+def read_tower_config(field: str, location: str) -> TowerConfig:
+    """Read the shape of the tower at `location`, the value of the config's `field`.
+
+    Raises:
+        ValueError: `location` has no readable config.json, or it is not that
+            of a LanguageBind tower.
+    """
+    if location in _OFFICIAL_SHAPES:
+        return tower_config(_OFFICIAL_SHAPES[location])
+    try:
+        values = json.loads(Path(cached_file(location, "config.json")).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{field} is {location!r}, whose config.json cannot be read; supported are {OFFICIAL_IMAGE_TOWER}, "
+            f"{OFFICIAL_VIDEO_TOWER}, and any folder or repository with the config.json of a LanguageBind tower."
+        ) from error
+    if not _is_languagebind(values):
+        raise ValueError(
+            f"{field} is {location!r}, a {values.get('model_type')!r} model; only LanguageBind towers are supported."
+        )
+    return tower_config(values["vision_config"])
+
+
+def _is_languagebind(values: dict[str, Any]) -> bool:
+    vision = values.get("vision_config")
+    if not isinstance(vision, dict):
+        return False
+    model_type = values.get("model_type", "LanguageBind")
+    return model_type.startswith("LanguageBind") or "add_time_attn" in vision

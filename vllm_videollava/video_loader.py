@@ -1,0 +1,30 @@
+"""vLLM's interface to `frames`: the bytes of a clip become its sampled frames."""
+
+import math
+
+from vllm.multimodal.video import VideoLoader
+
+from vllm_videollava.frames import decode_clip
+
+NAME = "video_llava"
+
+
+class ClipLoader(VideoLoader):
+    """Decodes exactly the frames the model sees."""
+
+    @classmethod
+    def load_bytes(cls, data: bytes, num_frames: int, **kwargs):
+        """Return `num_frames` frames, uint8 `[T, H, W, 3]`, and metadata with the keys that vLLM uses.
+
+        Raises:
+            ValueError: `data` is no video that can be decoded.
+        """
+        clip = decode_clip(data, num_frames)
+        return clip.frames, {
+            "total_num_frames": clip.num_clip_frames,
+            "fps": clip.frames_per_second,
+            "duration": clip.num_clip_frames / (clip.frames_per_second or math.inf),
+            "video_backend": NAME,
+            "frames_indices": clip.indices,
+            "do_sample_frames": False,
+        }

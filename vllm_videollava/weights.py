@@ -1,0 +1,167 @@
+"""The names of a checkpoint's tensors, and loading that leaves none of them over and no parameter unfilled."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    UnquantizedLinearMethod,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer, WeightsMapper
+
+# Prefixes are tried in this order, one after the other on the same name.
+NAMES = WeightsMapper(
+    orig_to_new_prefix={
+        # transformers since 4.52
+        "model.language_model.": "language_model.model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        # the original code
+        "model.layers.": "language_model.model.layers.",
+        "model.embed_tokens.": "language_model.model.embed_tokens.",
+        "model.norm.": "language_model.model.norm.",
+        "lm_head.": "language_model.lm_head.",
+        "model.mm_projector.weight": "multi_modal_projector.layers.0.weight",
+        "model.mm_projector.bias": "multi_modal_projector.layers.0.bias",
+        "model.mm_projector.": "multi_modal_projector.layers.",
+        # both
+        "model.image_tower.": "image_tower.",
+        "model.video_tower.": "video_tower.",
+        "image_tower.image_tower.": "image_tower.",
+        "video_tower.video_tower.": "video_tower.",
+        # transformers before 5, and the towers' own repositories
+        "image_tower.vision_model.": "image_tower.",
+        "video_tower.vision_model.": "video_tower.",
+        # transformers
+        "multi_modal_projector.linear_1.": "multi_modal_projector.layers.0.",
+        "multi_modal_projector.linear_2.": "multi_modal_projector.layers.2.",
+    }
+)
+
+# Tensors of good checkpoints, after `NAMES`, that have nothing to fill.
+UNUSED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r".*\.position_ids",
+        r".*\.rotary_emb\.inv_freq",
+        # The hidden state is taken before it.
+        r"(image|video)_tower\.post_layernorm\..*",
+        # The other half of CLIP, in the towers' own repositories.
+        r"(image|video)_tower\.(text_model|text_projection|visual_projection)\..*",
+        r"(image|video)_tower\.logit_scale",
+    )
+)
+
+
+class StrictWeightsLoader:
+    """Fills a model from a checkpoint, and refuses what does not fit.
+
+    Args:
+        model: an instance whose parameters are still those of an empty model.
+        num_layers: encoder layers that each tower computes, by the tower's
+            name; tensors of later layers have nothing to fill.
+    """
+
+    def __init__(self, model: nn.Module, num_layers: dict[str, int]) -> None:
+        self._model = model
+        self._num_layers = num_layers
+        self._expected, self._open_prefixes = _checkpoint_tensors(model)
+        self._aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._aliases -= {name for name, _ in model.named_parameters()}
+        self._seen: set[str] = set()
+        self._surplus: list[str] = []
+
+    def has_seen(self, prefix: str) -> bool:
+        """Whether any tensor below `prefix` has come so far."""
+        return any(name.startswith(prefix) for name in self._seen)
+
+    def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Fill the parameters; a later call may bring some of the tensors again.
+
+        Returns:
+            the names of the parameters filled.
+
+        Raises:
+            ValueError: tensors are surplus, or of a wrong shape, or parameters
+                are left unfilled; it names them.
+        """
+        filled = AutoWeightsLoader(self._model).load_weights(
+            self._select(weights), mapper=LlamaForCausalLM.hf_to_vllm_mapper
+        )
+        if self._surplus:
+            raise ValueError(f"The checkpoint has tensors that this model does not use: {_join(self._surplus)}.")
+        if missing := self._expected.keys() - self._seen:
+            raise ValueError(f"The checkpoint lacks tensors that this model needs: {_join(missing)}.")
+        return filled
+
+    def _select(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for checkpoint_name, tensor in weights:
+            (name,) = NAMES.apply_list([checkpoint_name])
+            if name in self._expected:
+                if tensor.shape != self._expected[name]:
+                    raise ValueError(
+                        f"The checkpoint's tensor {checkpoint_name} has shape {list(tensor.shape)}; "
+                        f"{list(self._expected[name])} is needed."
+                    )
+            elif not name.startswith(self._open_prefixes):
+                if not self._is_unused(name):
+                    self._surplus.append(checkpoint_name)
+                continue
+            self._seen.add(name)
+            yield name, tensor
+
+    def _is_unused(self, name: str) -> bool:
+        if name in self._aliases or any(pattern.fullmatch(name) for pattern in UNUSED):
+            return True
+        layer = re.match(r"(\w+)\.encoder\.layers\.(\d+)\.", name)
+        return layer is not None and int(layer[2]) >= self._num_layers.get(layer[1], int(layer[2]) + 1)
+
+
+def _checkpoint_tensors(model: nn.Module) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
+    """Return the shapes of the tensors that fill the model, and the prefixes below which anything may come.
+
+    Open are layers on other ranks, quantised layers, whose method knows their
+    tensors, and attention, which may have scales of the cache.
+    """
+    shapes: dict[str, torch.Size] = {}
+    open_prefixes: list[str] = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, (PPMissingLayer, StageMissingLayer, Attention)) or _is_quantised(module):
+            open_prefixes += [f"{name}." for name in _unpack(prefix)]
+        elif isinstance(module, LinearBase):
+            for name, size in zip(_unpack(prefix), _output_sizes(module), strict=True):
+                shapes[f"{name}.weight"] = torch.Size((size, module.input_size))
+                if module.bias is not None:
+                    shapes[f"{name}.bias"] = torch.Size((size,))
+        elif isinstance(module, VocabParallelEmbedding):
+            shapes[f"{prefix}.weight"] = torch.Size((module.org_vocab_size, module.embedding_dim))
+        else:
+            shapes |= {f"{prefix}.{name}": param.shape for name, param in module.named_parameters(recurse=False)}
+    return shapes, tuple(open_prefixes)
+
+
+def _is_quantised(module: nn.Module) -> bool:
+    return isinstance(module, LinearBase) and not isinstance(module.quant_method, UnquantizedLinearMethod)
+
+
+def _unpack(prefix: str) -> list[str]:
+    """Return the checkpoint's names for a module of ours, several where vLLM has made several linear layers one."""
+    parent, _, name = prefix.rpartition(".")
+    return [f"{parent}.{part}" for part in LlamaForCausalLM.packed_modules_mapping.get(name, [name])]
+
+
+def _output_sizes(module: LinearBase) -> Sequence[int]:
+    if isinstance(module, QKVParallelLinear):
+        key_size = module.total_num_kv_heads * module.head_size
+        return module.total_num_heads * module.head_size, key_size, key_size
+    return module.output_sizes if isinstance(module, MergedColumnParallelLinear) else [module.output_size]
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
