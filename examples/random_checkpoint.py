@@ -16,7 +16,7 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-VOCAB_SIZE = 512
+VOCAB_SIZE = 384
 TOWER = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -80,9 +80,9 @@ def write_json(path: Path, values: dict) -> None:
 
 def write_tokenizer(folder: Path) -> None:
     """Train a SentencePiece tokenizer with LLaMA's settings on a few sentences and write its files."""
-    words = "video clip image frame person dog ball red blue green left right moves slowly holds looks opens the a is in"
-    corpus = [f"USER: What does the {word} show? ASSISTANT: It shows a {word}." for word in words.split()]
-    corpus += [Path(__file__).read_text()]
+    words = "video clip image frame person dog ball red blue green left right slowly holds looks opens street kitchen"
+    corpus = [f"USER: What does the {word} show? ASSISTANT: It shows a {word}, moving." for word in words.split()]
+    corpus += [f"A chat about the {first} and the {second}." for first in words.split() for second in words.split()]
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
@@ -94,7 +94,6 @@ def write_tokenizer(folder: Path) -> None:
         remove_extra_whitespaces=False,
         split_digits=True,
         pad_id=-1,
-        max_sentence_length=100_000,
         minloglevel=2,
     )
     (folder / "tokenizer.model").write_bytes(model.getvalue())
@@ -104,7 +103,8 @@ def write_tokenizer(folder: Path) -> None:
     }
     write_json(folder / "special_tokens_map.json", special)
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
-    write_json(folder / "tokenizer_config.json", {**settings, **special, "model_max_length": 4096})
+    typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
+    write_json(folder / "tokenizer_config.json", {**settings, **typed, "model_max_length": 4096})
 
 
 def random_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
@@ -121,6 +121,9 @@ def random_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
 
 def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator)
+    if "patch_embedding" in name:
+        # Smooth filters, as trained ones are: rounding pixels to 8 bits then matters as little.
+        return _smooth(noise) / math.sqrt(math.prod(shape[1:]))
     if "norm" in name:
         return (1.0 if name.endswith("weight") else 0.0) + 0.1 * noise
     if name.endswith("bias"):
@@ -128,6 +131,12 @@ def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torc
     if "embedding" in name or "embed_tokens" in name:
         return 0.5 * noise
     return noise / math.sqrt(math.prod(shape[1:])) * (3.0 if name.startswith("lm_head") else 1.0)
+
+
+def _smooth(filters: torch.Tensor, size: int = 7) -> torch.Tensor:
+    """Make blocks of `size` x `size` weights equal."""
+    coarse = filters[..., ::size, ::size].repeat_interleave(size, -1).repeat_interleave(size, -2)
+    return coarse[..., : filters.shape[-2], : filters.shape[-1]]
 
 
 def llama_shapes(config: dict) -> dict[str, tuple[int, ...]]:

@@ -46,7 +46,21 @@ def decode_clip(data: bytes, num_frames: int) -> Clip:
     try:
         reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
         indices = sample_indices(len(reader), num_frames)
-        frames = reader.get_batch(indices).asnumpy()
+        frames = _read_frames(reader, indices)
     except (decord.DECORDError, RuntimeError, IndexError) as error:
         raise ValueError(f"The video ({len(data)} bytes) cannot be decoded.") from error
     return Clip(frames, indices.tolist(), len(reader), float(reader.get_avg_fps()))
+
+
+def _read_frames(reader: decord.VideoReader, indices: np.ndarray) -> np.ndarray:
+    try:
+        return reader.get_batch(indices).asnumpy()
+    except decord.DECORDError:
+        # Narrow clips come with padded rows that decord takes for a fourth
+        # channel and then cannot batch (dmlc/decord#336).
+        return np.stack([_drop_row_padding(reader[index].asnumpy()) for index in indices])
+
+
+def _drop_row_padding(frame: np.ndarray) -> np.ndarray:
+    height, width, _ = frame.shape
+    return frame.reshape(height, -1)[:, : width * 3].reshape(height, width, 3)

@@ -1,77 +1,85 @@
-"""Text to token ids, piece by piece between placeholders, as the original code does it."""
+"""Text to token ids, placeholders included, as each format's own code does it."""
 
 import re
 from collections.abc import Iterator
 from functools import cached_property
 
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer, BatchEncoding, LlamaTokenizer, PreTrainedTokenizerBase
 from vllm.tokenizers.hf import get_cached_tokenizer
 
 PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
 
-# The bytes 0xFE and 0xFF occur in no UTF-8 text, so no text is ever tokenised
-# to these ids; and every LLaMA vocabulary has them, so they can be embedded,
-# penalised and asked for their log-probability like any other token.
-_PLACEHOLDER_BYTES = {"image": "<0xFE>", "video": "<0xFF>"}
-
 _PREFIX = "▁"
 
 
-class PiecewiseTokenizer:
-    """Mixed into a LLaMA tokenizer by `VideoLlavaTokenizer`: placeholders become single ids.
+class OriginalTokenizer(LlamaTokenizer):
+    """Tokenises each piece between placeholders on its own, as the original code does.
 
-    A tokenizer that has `<image>` and `<video>` in its vocabulary (transformers'
-    checkpoint) keeps its own ids for them and its own way with text. One that
-    has not (the original checkpoint) tokenises each piece between placeholders
-    on its own, as the original code's slow `LlamaTokenizer` of transformers
-    4.31 would.
+    The ids are those of the slow `LlamaTokenizer` of transformers 4.31, which
+    the original code uses: SentencePiece's own, with a prefix before each
+    piece. Decoding is transformers'.
+
+    Attributes:
+        placeholder_ids: by modality, the id that stands for its placeholder.
+            These two bytes occur in no UTF-8 text, so no text is ever
+            tokenised to them; and every LLaMA vocabulary has them, so they can
+            be embedded, penalised and asked for like any other token.
+
+    Raises:
+        ValueError: the checkpoint has no tokenizer.model, or one without byte fallback.
     """
 
-    @cached_property
-    def placeholder_ids(self) -> dict[str, int]:
-        """Token id of one placeholder by modality, "image" and "video"."""
-        contents = PLACEHOLDERS if self.knows_placeholders else _PLACEHOLDER_BYTES
-        return {modality: self.convert_tokens_to_ids(content) for modality, content in contents.items()}
-
-    @cached_property
-    def knows_placeholders(self) -> bool:
-        return set(PLACEHOLDERS.values()) <= self.get_added_vocab().keys()
+    def __init__(self, *args, vocab_file: str | None = None, legacy: bool = True, **kwargs) -> None:
+        super().__init__(*args, vocab_file=vocab_file, legacy=legacy, **kwargs)
+        if vocab_file is None:
+            raise ValueError("The checkpoint has no tokenizer.model, which the original format needs.")
+        self._sentencepiece = SentencePieceProcessor(model_file=vocab_file)
+        ids = {"image": self._sentencepiece.piece_to_id("<0xFE>"), "video": self._sentencepiece.piece_to_id("<0xFF>")}
+        if self._sentencepiece.unk_id() in ids.values():
+            raise ValueError("The checkpoint's tokenizer.model has no byte fallback, which placeholders need.")
+        self.placeholder_ids = ids
 
     @cached_property
     def _separators(self) -> dict[str, int]:
-        ids = {PLACEHOLDERS[modality]: token_id for modality, token_id in self.placeholder_ids.items()}
-        special = {token: self.convert_tokens_to_ids(token) for token in self.all_special_tokens}
-        return {**self.get_added_vocab(), **special, **ids}
+        """Strings that are one id each and end a run of words: placeholders, special and added tokens."""
+        placeholders = {PLACEHOLDERS[modality]: token_id for modality, token_id in self.placeholder_ids.items()}
+        special = dict(zip(self.all_special_tokens, self.all_special_ids, strict=True))
+        return {**self.get_added_vocab(), **special, **placeholders}
 
     @cached_property
     def _separator_pattern(self) -> re.Pattern:
         longest_first = sorted(self._separators, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)))
 
-    def __call__(self, text, text_pair=None, *, add_special_tokens=True, **kwargs):
-        """Tokenise one text; see `PreTrainedTokenizerBase.__call__` for the arguments.
+    def __call__(
+        self, text, text_pair=None, *, add_special_tokens=True, truncation=False, max_length=None, **kwargs
+    ) -> BatchEncoding:
+        """Tokenise one text or a list of them.
 
         A text that begins with the BOS token is read as if that token had been
         added, so that a chat template may write it.
         """
-        if not isinstance(text, str) or text_pair is not None:
-            return super().__call__(text, text_pair, add_special_tokens=add_special_tokens, **kwargs)
-        if text.startswith(self.bos_token):
-            text, add_special_tokens = text.removeprefix(self.bos_token), True
-        if self.knows_placeholders:
-            return super().__call__(text, add_special_tokens=add_special_tokens, **kwargs)
-        ids = [self.bos_token_id] if add_special_tokens else []
-        ids.extend(self._encode_pieces(text))
-        ids = self._truncate(ids, **kwargs)
-        return BatchEncoding({"input_ids": ids, "attention_mask": [1] * len(ids)})
+        if text_pair is not None:
+            raise ValueError("Pairs of texts are not supported.")
+        limit = max_length if truncation else None
+        if isinstance(text, str):
+            ids = self._encode(text, add_special_tokens, limit)
+            return BatchEncoding({"input_ids": ids, "attention_mask": [1] * len(ids)})
+        batch = [self._encode(item, add_special_tokens, limit) for item in text]
+        return BatchEncoding({"input_ids": batch, "attention_mask": [[1] * len(ids) for ids in batch]})
 
-    def encode(self, text, text_pair=None, **kwargs) -> list[int]:
+    def encode(self, text: str, text_pair=None, **kwargs) -> list[int]:
         return self(text, text_pair, **kwargs)["input_ids"]
 
-    def _truncate(self, ids: list[int], *, truncation=False, max_length=None, **_) -> list[int]:
-        if not truncation or max_length is None or len(ids) <= max_length:
+    def _encode(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
+        if text.startswith(self.bos_token):
+            text, add_special_tokens = text.removeprefix(self.bos_token), True
+        ids = [self.bos_token_id] if add_special_tokens else []
+        ids.extend(self._encode_pieces(text))
+        if limit is None or len(ids) <= limit:
             return ids
-        return ids[len(ids) - max_length :] if self.truncation_side == "left" else ids[:max_length]
+        return ids[len(ids) - limit :] if self.truncation_side == "left" else ids[:limit]
 
     def _encode_pieces(self, text: str) -> Iterator[int]:
         starts_piece, end = True, 0
@@ -82,17 +90,37 @@ class PiecewiseTokenizer:
         yield from self._encode_words(text[end:], starts_piece)
 
     def _encode_words(self, text: str, starts_piece: bool) -> list[int]:
-        if not text:
-            return []
-        # The model below the tokenizer is SentencePiece's BPE, which puts one
-        # prefix before any text; the layers above it would not if there is one.
-        tokens = self.backend_tokenizer.model.tokenize(_PREFIX + text.replace(" ", _PREFIX))
-        if starts_piece or text.startswith((" ", _PREFIX)) or self.init_kwargs.get("legacy", True):
-            return [token.id for token in tokens]
+        if self.legacy:
+            return self._sentencepiece.encode(text)
+        text = text.replace(_PREFIX, " ")
+        ids = self._sentencepiece.encode(text)
+        if starts_piece or not ids or text.startswith(" "):
+            return ids
         # After a special token, 4.31 cuts the prefix off the first token and
         # looks the rest up, though the rest alone may be tokenised otherwise.
-        first = tokens[0].value.removeprefix(_PREFIX)
-        return [self.convert_tokens_to_ids(first)] * bool(first) + [token.id for token in tokens[1:]]
+        first = self._sentencepiece.id_to_piece(ids[0])
+        if not first.startswith(_PREFIX):
+            return ids
+        rest = first.removeprefix(_PREFIX)
+        return [self._sentencepiece.piece_to_id(rest)] * bool(rest) + ids[1:]
+
+
+class TransformersTokenizer:
+    """Mixed into the tokenizer of a checkpoint that has `<image>` and `<video>` in its vocabulary."""
+
+    @cached_property
+    def placeholder_ids(self) -> dict[str, int]:
+        """By modality, the id that stands for its placeholder."""
+        return {modality: self.convert_tokens_to_ids(content) for modality, content in PLACEHOLDERS.items()}
+
+    def __call__(self, text, *args, add_special_tokens=True, **kwargs) -> BatchEncoding:
+        """As transformers; but see `OriginalTokenizer` about a text that begins with the BOS token."""
+        if isinstance(text, str) and text.startswith(self.bos_token):
+            text, add_special_tokens = text.removeprefix(self.bos_token), True
+        return super().__call__(text, *args, add_special_tokens=add_special_tokens, **kwargs)
+
+    def encode(self, text: str, *args, **kwargs) -> list[int]:
+        return self(text, *args, **kwargs)["input_ids"]
 
 
 class VideoLlavaTokenizer:
@@ -100,17 +128,11 @@ class VideoLlavaTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str, *args, download_dir: str | None = None, **kwargs) -> PreTrainedTokenizerBase:
-        """Load the tokenizer of a folder or repository and make it tokenise piece by piece.
-
-        Raises:
-            ValueError: its vocabulary has neither the placeholders nor all byte tokens.
-        """
+        """Load the tokenizer of a folder or repository, either format's."""
         tokenizer = AutoTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
-        base = type(tokenizer)
-        tokenizer.__class__ = type(f"Piecewise{base.__name__}", (PiecewiseTokenizer, base), {})
-        if None in (ids := tokenizer.placeholder_ids.values()) or tokenizer.unk_token_id in ids:
-            raise ValueError(
-                f"The tokenizer of {name} has neither <image> and <video> nor the byte tokens <0xFE> and <0xFF> "
-                "in its vocabulary; a LLaMA tokenizer with byte fallback is supported."
-            )
+        if set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys():
+            base = type(tokenizer)
+            tokenizer.__class__ = type(base.__name__, (TransformersTokenizer, base), {})
+        else:
+            tokenizer = OriginalTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
         return get_cached_tokenizer(tokenizer)

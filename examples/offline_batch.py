@@ -1,0 +1,122 @@
+"""Ask one question about every clip in a folder, and write a line of JSON for each.
+
+    python examples/offline_batch.py FOLDER OUT.jsonl --question "What happens in this clip?"
+
+A line is {"clip": path within FOLDER, "answer": text}, or {"clip": ..., "error":
+sentence} for a clip that cannot be decoded. Interrupt it when you like: the
+same command goes on with the clips that OUT.jsonl does not have yet.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+BATCH_SIZE = 16
+
+
+def main() -> None:
+    args = parse_args()
+    clips = find_clips(args.folder)
+    done = read_done(args.out)
+    left = [clip for clip in clips if clip not in done]
+    try:
+        if left:
+            answer_all(left, args)
+    except KeyboardInterrupt:
+        num_done = len(read_done(args.out) & set(clips))
+        sys.exit(f"\nInterrupted: {num_done} of {len(clips)} clips are done; the same command does the rest.")
+    print(f"All {len(clips)} clips are done, see {args.out}.")
+
+
+def find_clips(folder: Path) -> list[str]:
+    """Return the clips in a folder and the folders below, as paths relative to it."""
+    if not folder.is_dir():
+        sys.exit(f"{folder} is no folder.")
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+def read_done(out: Path) -> set[str]:
+    """Return the clips that `out` has lines for; a last line without its end is cut off."""
+    content = out.read_bytes() if out.exists() else b""
+    whole = content[: content.rfind(b"\n") + 1]
+    try:
+        done = {json.loads(line)["clip"] for line in whole.splitlines()}
+    except (ValueError, TypeError, KeyError):
+        sys.exit(f"{out} has lines that are not of this script; name another file.")
+    if whole != content:
+        with out.open("r+b") as file:
+            file.truncate(len(whole))
+    return done
+
+
+def answer_all(clips: list[str], args: argparse.Namespace) -> None:
+    # Not before there is something to do, because this import takes seconds.
+    from vllm import LLM, SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
+    with args.out.open("a") as file:
+        # Whoever runs this script may read any file anyway.
+        llm = LLM(
+            args.model,
+            dtype=args.dtype,
+            max_model_len=args.max_model_len,
+            enforce_eager=args.enforce_eager,
+            allowed_local_media_path="/",
+        )
+        with tqdm(total=len(clips), unit="clip") as progress:
+            for start in range(0, len(clips), BATCH_SIZE):
+                batch = [args.folder / clip for clip in clips[start : start + BATCH_SIZE]]
+                for path, result in ask(llm, batch, args.question, params):
+                    line = {"clip": path.relative_to(args.folder).as_posix(), **result}
+                    file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    progress.update()
+
+
+def ask(
+    llm: "LLM", paths: list[Path], question: str, params: "SamplingParams"
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Yield the answer about each clip; where one of them cannot be decoded, ask one by one."""
+    try:
+        outputs = llm.chat([message(path, question) for path in paths], params, use_tqdm=False)
+    except (ValueError, OSError) as error:
+        if len(paths) == 1:
+            yield paths[0], {"error": str(error)}
+            return
+        for path in paths:
+            yield from ask(llm, [path], question, params)
+        return
+    for path, output in zip(paths, outputs, strict=True):
+        yield path, {"answer": output.outputs[0].text.strip()}
+
+
+def message(path: Path, question: str) -> list[dict]:
+    video = {"type": "video_url", "video_url": {"url": path.resolve().as_uri()}}
+    return [{"role": "user", "content": [video, {"type": "text", "text": question}]}]
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("out", type=Path, metavar="OUT.jsonl")
+    parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder or Hugging Face repository")
+    parser.add_argument("--question", default="What happens in this clip?")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens")
+    parser.add_argument("--dtype", default="auto", help="of weights and activations, such as float32")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and answer, in tokens")
+    parser.add_argument("--enforce-eager", action="store_true", help="start faster, answer slower")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

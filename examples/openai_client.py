@@ -1,0 +1,60 @@
+"""Ask a running server about a clip or a picture with the package `openai`, and show the answer as it comes.
+
+    vllm-videollava serve LanguageBind/Video-LLaVA-7B
+    python examples/openai_client.py --video clip.mp4 --question "What happens here?"
+
+Without --video and --image, a small clip is made (which takes PyAV). The file
+itself is sent, so the server may be on another machine.
+"""
+
+import argparse
+import base64
+import os
+import tempfile
+from pathlib import Path
+
+from media import write_clip
+from openai import OpenAI
+
+# The server looks at the content to tell one format of clips or pictures from another.
+MIME_TYPES = {"video": "video/mp4", "image": "image/jpeg"}
+
+
+def main() -> None:
+    args = parse_args()
+    content = [media_part(kind, path) for kind, path in (("video", args.video), ("image", args.image)) if path]
+    if not content:
+        with tempfile.TemporaryDirectory() as folder:
+            content = [media_part("video", write_clip(Path(folder, "clip.mp4")))]
+    content.append({"type": "text", "text": args.question})
+
+    # The package insists on a key; a vLLM server asks for one only if told so.
+    client = OpenAI(base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
+    stream = client.chat.completions.create(
+        model=client.models.list().data[0].id,
+        messages=[{"role": "user", "content": content}],
+        max_tokens=256,
+        stream=True,
+    )
+    for chunk in stream:
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
+    print()
+
+
+def media_part(kind: str, path: Path) -> dict:
+    """Put a file into a message as a data URL."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{MIME_TYPES[kind]};base64,{data}"}}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base-url", default="http://localhost:8000/v1", metavar="URL")
+    parser.add_argument("--video", type=Path, metavar="FILE")
+    parser.add_argument("--image", type=Path, metavar="FILE")
+    parser.add_argument("--question", default="What do you see?")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
