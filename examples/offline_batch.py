@@ -9,8 +9,11 @@ same command goes on with the clips that OUT.jsonl does not have yet.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,13 +69,14 @@ def answer_all(clips: list[str], args: argparse.Namespace) -> None:
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
     with args.out.open("a") as file:
         # Whoever runs this script may read any file anyway.
-        llm = LLM(
-            args.model,
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            enforce_eager=args.enforce_eager,
-            allowed_local_media_path="/",
-        )
+        with hold_interrupts():
+            llm = LLM(
+                args.model,
+                dtype=args.dtype,
+                max_model_len=args.max_model_len,
+                enforce_eager=args.enforce_eager,
+                allowed_local_media_path="/",
+            )
         with tqdm(total=len(clips), unit="clip") as progress:
             for start in range(0, len(clips), BATCH_SIZE):
                 batch = [args.folder / clip for clip in clips[start : start + BATCH_SIZE]]
@@ -81,6 +85,21 @@ def answer_all(clips: list[str], args: argparse.Namespace) -> None:
                     file.write(json.dumps(line) + "\n")
                     file.flush()
                     progress.update()
+
+
+@contextmanager
+def hold_interrupts() -> Iterator[None]:
+    """Put Ctrl-C off until the block ends, and keep it from processes that are started in the block.
+
+    A terminal sends it to all of them, and the engine's would die in the middle of their work.
+    """
+    # Otherwise it is started in the block, and lets interrupts through again.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def ask(

@@ -13,12 +13,12 @@ from transformers.models.llama import LlamaTokenizer
 IMAGE_SIZE = 56
 
 
-def write_transformers_checkpoint(folder: Path, original: Path, old_names: bool = False) -> Path:
-    """Write a random checkpoint as transformers writes it, with the vocabulary of the checkpoint `original`.
+NAMES = ("before 4.52", "from 4.52 on", "from 5 on")
+"""How transformers has named tensors in Video-LLaVA's checkpoints."""
 
-    Args:
-        old_names: use the tensor names of transformers before 4.52.
-    """
+
+def write_transformers_checkpoint(folder: Path, original: Path, names: str = "from 5 on") -> Path:
+    """Write a random checkpoint as transformers writes it, with the vocabulary of the checkpoint `original`."""
     torch.manual_seed(0)
     tokenizer = LlamaTokenizer.from_pretrained(original)
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
@@ -40,22 +40,29 @@ def write_transformers_checkpoint(folder: Path, original: Path, old_names: bool 
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
         initializer_range=0.1,
     )
-    config = VideoLlavaConfig(vision, text, image_token_index=image_id, video_token_index=video_id)
+    config = VideoLlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id, video_token_index=video_id)
     model = VideoLlavaForConditionalGeneration(config).float()
+    # Padding of the vocabulary is never an answer of a trained model.
+    model.lm_head.weight.data[len(tokenizer) :] = 0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if old_names:
-        change_tensors(folder, _to_old_names)
+    if names != "from 5 on":
+        change_tensors(folder, _restore_vision_model)
+    if names == "from 4.52 on":
+        change_tensors(folder, _put_below_model)
     return folder
 
 
-def _to_old_names(tensors: dict[str, torch.Tensor]) -> None:
+def _restore_vision_model(tensors: dict[str, torch.Tensor]) -> None:
     for name in list(tensors):
-        old = name.replace("model.language_model.", "language_model.model.").replace("lm_head", "language_model.lm_head")
-        for tower in ("image_tower", "video_tower"):
-            old = old.replace(f"model.{tower}.vision_model.", f"model.{tower}.")
-            old = old.replace(f"model.{tower}.", f"{tower}.vision_model.")
-        tensors[old.replace("model.multi_modal_projector", "multi_modal_projector")] = tensors.pop(name)
+        if name.startswith(("image_tower.", "video_tower.")):
+            tensors[name.replace("_tower.", "_tower.vision_model.", 1)] = tensors.pop(name)
+
+
+def _put_below_model(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        new = f"model.{name}".replace("model.language_model.model.", "model.language_model.")
+        tensors[new.replace("model.language_model.lm_head.", "lm_head.")] = tensors.pop(name)
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:

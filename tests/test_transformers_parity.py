@@ -5,7 +5,7 @@ import base64
 import numpy as np
 import pytest
 import torch
-from checkpoints import IMAGE_SIZE, write_transformers_checkpoint
+from checkpoints import IMAGE_SIZE, NAMES, write_transformers_checkpoint
 from clips import decode_all, encode_clip, smooth_frames
 from PIL import Image
 from transformers import LlamaTokenizer, VideoLlavaForConditionalGeneration, VideoLlavaImageProcessor
@@ -18,9 +18,9 @@ SYSTEM = (
 )
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["new names", "old names"])
+@pytest.fixture(scope="module", params=NAMES)
 def folder(request, checkpoint, tmp_path_factory):
-    return write_transformers_checkpoint(tmp_path_factory.mktemp("hf"), checkpoint, old_names=request.param)
+    return write_transformers_checkpoint(tmp_path_factory.mktemp("hf"), checkpoint, names=request.param)
 
 
 @pytest.fixture(scope="module")

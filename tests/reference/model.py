@@ -71,11 +71,11 @@ class OriginalVideoLlava:
     def _embed_prompt(self, ids: list[int], media: list[torch.Tensor]) -> torch.Tensor:
         remaining = iter(media)
         rows = [
-            self._encode(next(remaining)) if token == PLACEHOLDER else self._embed_tokens([token]) for token in ids
+            self.encode(next(remaining)) if token == PLACEHOLDER else self._embed_tokens([token]) for token in ids
         ]
         return torch.cat(rows)
 
-    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         pixels = (pixels / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
         if pixels.ndim == 3:
             features = self._tower(pixels[None], "model.image_tower.image_tower", self.image_tower)[:, 1:]
