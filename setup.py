@@ -1,4 +1,4 @@
-"""That the folder `kernels` is the package `vllm_videollava.kernels` (a link leads there); the rest is in pyproject.toml.
+"""That the folder `kernels` is the package `vllm_videollava.kernels`, by a link; pyproject.toml has the rest.
 
 The folder must not be a package of its own: a top-level `kernels` would hide
 Hugging Face's package of that name from transformers and vLLM.

@@ -40,7 +40,9 @@ def write_transformers_checkpoint(folder: Path, original: Path, names: str = "fr
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
         initializer_range=0.1,
     )
-    config = VideoLlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id, video_token_index=video_id)
+    config = VideoLlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=image_id, video_token_index=video_id
+    )
     model = VideoLlavaForConditionalGeneration(config).float()
     # Padding of the vocabulary is never an answer of a trained model.
     model.lm_head.weight.data[len(tokenizer) :] = 0

@@ -38,7 +38,9 @@ def server_url(checkpoint, tmp_path_factory) -> Iterator[str]:
     """Address of a running server on `checkpoint`, which may read local files."""
     port = _free_port()
     command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(checkpoint)]
-    flags = f"--port {port} --dtype float32 --enforce-eager --allowed-local-media-path / --max-logprobs 20".split()
+    flags = (
+        f"--port {port} --dtype float32 --enforce-eager --allowed-local-media-path / --trust-request-mm-kwargs".split()
+    )
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as output:
         server = subprocess.Popen(command + flags, stdout=output, stderr=subprocess.STDOUT)

@@ -78,7 +78,9 @@ def move_towers_to_their_folders(folder) -> None:
         for tower, name in (("image_tower", "LanguageBind_Image"), ("video_tower", "LanguageBind_Video_merge")):
             prefix = f"model.{tower}.{tower}."
             own = {
-                key.replace(prefix, "vision_model."): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)
+                key.replace(prefix, "vision_model."): tensors.pop(key)
+                for key in list(tensors)
+                if key.startswith(prefix)
             }
             own |= {"vision_model.embeddings.position_ids": torch.arange(17)[None], "logit_scale": torch.ones(())}
             own |= {name: torch.ones(2, 2) for name in ("text_model.final_layer_norm.weight", "text_projection.weight")}

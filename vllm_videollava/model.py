@@ -64,9 +64,7 @@ class VideoLlavaVideoInputs(TensorSchema):
     info=VideoLlavaProcessingInfo,
     dummy_inputs=VideoLlavaDummyInputsBuilder,
 )
-class VideoLlavaForConditionalGeneration(
-    nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant
-):
+class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant):
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
     hf_to_vllm_mapper = NAMES
 

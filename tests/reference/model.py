@@ -70,9 +70,7 @@ class OriginalVideoLlava:
 
     def _embed_prompt(self, ids: list[int], media: list[torch.Tensor]) -> torch.Tensor:
         remaining = iter(media)
-        rows = [
-            self.encode(next(remaining)) if token == PLACEHOLDER else self._embed_tokens([token]) for token in ids
-        ]
+        rows = [self.encode(next(remaining)) if token == PLACEHOLDER else self._embed_tokens([token]) for token in ids]
         return torch.cat(rows)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

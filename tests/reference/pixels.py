@@ -18,7 +18,7 @@ def original_image(rgb: np.ndarray, size: int) -> torch.Tensor:
 
 
 def original_video(frames: np.ndarray, size: int) -> torch.Tensor:
-    """Resize the shorter side, bilinear without antialiasing, and crop; `[T, H, W, 3]` to float `[T, 3, size, size]`."""
+    """Resize the shorter side, bilinear without antialiasing, and crop; `[T, H, W, 3]` to `[T, 3, size, size]`."""
     height, width = frames.shape[1:3]
     if width < height:
         target = (math.floor((float(height) / width) * size), size)
@@ -30,5 +30,5 @@ def original_video(frames: np.ndarray, size: int) -> torch.Tensor:
 
 
 def _centre_crop(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    top, left = (int(round((length - size) / 2.0)) for length in pixels.shape[-2:])
+    top, left = (round((length - size) / 2.0) for length in pixels.shape[-2:])
     return pixels[..., top : top + size, left : left + size]

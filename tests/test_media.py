@@ -1,0 +1,154 @@
+"""However media are handed over, the same image and the same frames come out, or one clear sentence."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from clips import decode_all, encode_clip, smooth_frames
+from PIL import Image
+
+from vllm_videollava import video_loader
+from vllm_videollava.frames import decode_clip, sample_indices
+from vllm_videollava.media import VideoLlavaDataParser, to_frames, to_rgb
+
+
+@pytest.fixture(scope="module")
+def parse():
+    import vllm_videollava
+
+    vllm_videollava.register()
+    media_io_kwargs = {"image": {"image_mode": None}, "video": {"video_backend": video_loader.NAME, "num_frames": 8}}
+    parser = VideoLlavaDataParser(8, media_io_kwargs)
+
+    def parse(modality, data):
+        items = parser.parse_mm_data({modality: data})[modality]
+        return [np.asarray(items.get(index)) for index in range(len(items))]
+
+    return parse
+
+
+def encode_image(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def test_every_way_to_give_an_image(parse, tmp_path):
+    rgb = smooth_frames(1, 30, 50)[0]
+    image = Image.fromarray(rgb)
+    path = tmp_path / "image.png"
+    path.write_bytes(encode_image(image))
+    url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    for way in (image, rgb, torch.from_numpy(rgb), rgb.transpose(2, 0, 1), path, str(path), path.as_uri(), url):
+        (result,) = parse("image", way)
+        assert np.array_equal(result, rgb)
+    assert len(parse("image", [image, path])) == 2
+    assert len(parse("image", np.stack([rgb, rgb, rgb]))) == 3
+
+
+def test_every_way_to_give_a_video(parse, tmp_path):
+    data = encode_clip(smooth_frames(20, 64, 96))
+    frames = decode_all(data)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(data)
+    url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+    pictures = [Image.fromarray(frame) for frame in frames]
+    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    expected = frames[np.linspace(0, 19, 8, dtype=int)]
+    for way in (frames, channels_first, list(frames), pictures, (frames, {"fps": 10}), path, str(path), url):
+        (result,) = parse("video", way)
+        assert np.array_equal(result, expected)
+    assert len(parse("video", [frames, path, pictures])) == 3
+    assert len(parse("video", np.stack([frames, frames]))) == 2
+
+
+MODES = {"L": 200, "LA": (200, 10), "RGBA": (10, 200, 30, 40), "CMYK": (10, 20, 30, 40), "1": 1, "P": 3, "I;16": 200}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb_as_pillow_does_it(parse, mode, tmp_path):
+    image = Image.new(mode, (20, 10), MODES[mode])
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(np.asarray(to_rgb(image)), expected)
+    if mode != "CMYK":
+        path = tmp_path / "image.png"
+        image.save(path)
+        (result,) = parse("image", path)
+        assert np.array_equal(result, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_transparency_of_a_palette_is_dropped(parse, tmp_path):
+    image = Image.new("P", (8, 8))
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    path = tmp_path / "palette.png"
+    image.save(path, transparency=0)
+    (result,) = parse("image", path)
+    assert (result == (255, 0, 0)).all()
+
+
+def test_a_rotated_photograph_is_upright(parse, tmp_path):
+    image = Image.fromarray(smooth_frames(1, 32, 48)[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: rotate by 90 degrees to the right.
+    path = tmp_path / "photo.png"
+    image.save(path, exif=exif)
+    upright = np.rot90(np.asarray(image), -1)
+    for way in (path, Image.open(path)):
+        (result,) = parse("image", way)
+        assert np.array_equal(result, upright)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 7, 8, 9, 30])
+def test_frames_are_spread_from_first_to_last(num_frames):
+    indices = sample_indices(num_frames, 8)
+    assert indices.tolist() == [int(step * (num_frames - 1) / 7) for step in range(8)]
+    data = encode_clip(smooth_frames(num_frames, 48, 64))
+    clip = decode_clip(data, 8)
+    assert clip.num_clip_frames == num_frames
+    assert clip.indices == indices.tolist()
+    assert np.array_equal(clip.frames, decode_all(data)[indices])
+
+
+@pytest.mark.parametrize("width", [16, 72, 96, 98, 144, 250])
+def test_narrow_clips(width):
+    data = encode_clip(smooth_frames(9, 90, width))
+    clip = decode_clip(data, 8)
+    assert np.array_equal(clip.frames, decode_all(data)[clip.indices])
+
+
+JUNK = {"empty": b"", "text": b"hello", "half a clip": encode_clip(smooth_frames(20, 64, 96))[:2000]}
+
+
+@pytest.mark.parametrize("data", JUNK.values(), ids=JUNK)
+def test_what_is_no_video(data):
+    with pytest.raises(ValueError, match=rf"^The video \({len(data)} bytes\) cannot be decoded\.$"):
+        decode_clip(data, 8)
+
+
+REFUSED = {
+    "float image": ("image", np.zeros((8, 8, 3)), "An image array has dtype float64; uint8"),
+    "odd shape": ("image", np.zeros((8, 8, 5), np.uint8), r"An image array has shape \(8, 8, 5\)"),
+    "number": ("image", 7, "An image was given as int"),
+    "no frames": ("video", np.zeros((0, 8, 8, 3), np.uint8), r"A video array has shape \(0, 8, 8, 3\)"),
+    "one picture": ("video", np.zeros((8, 8, 3), np.uint8), r"A video array has shape \(8, 8, 3\)"),
+    "frames that differ": ("video", [[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]], "all of one size"),
+}
+
+
+@pytest.mark.parametrize(("modality", "data", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_supported_is_said(parse, modality, data, message):
+    with pytest.raises(ValueError, match=message):
+        parse(modality, data)
+
+
+def test_another_number_of_frames_is_refused(parse):
+    clip = decode_clip(encode_clip(smooth_frames(20, 64, 96)), 16)
+    with pytest.raises(ValueError, match="16 frames of a video were asked for, but this model takes 8"):
+        parse("video", (clip.frames, {"video_backend": video_loader.NAME}))
+
+
+def test_frames_of_a_list_and_of_an_array_agree():
+    frames = smooth_frames(3, 20, 30)
+    assert np.array_equal(to_frames(list(frames)), frames)

@@ -1,0 +1,55 @@
+"""Pixels are those of the original's and of transformers' transforms, to the rounding, at any size."""
+
+import numpy as np
+import pytest
+import torch
+from clips import smooth_frames
+from PIL import Image
+from reference.pixels import original_image, original_video
+from transformers import VideoLlavaImageProcessor
+
+from vllm_videollava.pixels import image_pixels, pad_to_square, video_pixels
+
+SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
+# Longer sides that come out whole: the formulas for images and videos then part ways.
+SIZES += [(7 * 16, 9 * 16), (224 * 3, 299 * 3), (210, 300)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_image_of_the_original(height, width):
+    image = Image.fromarray(smooth_frames(1, height, width)[0])
+    expected = original_image(np.asarray(image), 224)
+    assert_rounded(image_pixels(image, 224, original=True), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_video_of_the_original(height, width):
+    frames = smooth_frames(2, height, width)
+    assert_rounded(video_pixels(frames, 224, original=True), original_video(frames, 224))
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_image_of_transformers(height, width):
+    image = Image.fromarray(smooth_frames(1, height, width)[0])
+    processor = VideoLlavaImageProcessor(do_rescale=False, do_normalize=False)
+    expected = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values_images"][0]
+    assert np.array_equal(image_pixels(image, 224, original=False).numpy(), expected)
+    frames = np.asarray(image)[None]
+    assert np.array_equal(video_pixels(frames, 224, original=False)[0].numpy(), expected)
+
+
+def test_padding_puts_the_image_in_the_middle_of_the_mean_colour():
+    image = Image.new("RGB", (3, 9), "white")
+    square = np.asarray(pad_to_square(image))
+    assert square.shape == (9, 9, 3)
+    assert (square[:, 3:6] == 255).all()
+    assert (square[:, :3] == (122, 116, 104)).all()
+    assert (square[:, 6:] == (122, 116, 104)).all()
+    padded = image_pixels(image, 56, original=True, pad=True)
+    assert_rounded(padded, original_image(square, 56))
+
+
+def assert_rounded(pixels: torch.Tensor, expected: torch.Tensor) -> None:
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == expected.shape
+    assert (pixels - expected.clamp(0, 255)).abs().max() <= 0.501
