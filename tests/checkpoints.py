@@ -1,6 +1,7 @@
 """Variants of checkpoints: transformers' format, and changes to a checkpoint's tensors."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,15 +50,16 @@ def write_transformers_checkpoint(folder: Path, original: Path, names: str = "fr
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if names != "from 5 on":
-        change_tensors(folder, _restore_vision_model)
+        change_tensors(folder, restore_vision_model)
     if names == "from 4.52 on":
         change_tensors(folder, _put_below_model)
     return folder
 
 
-def _restore_vision_model(tensors: dict[str, torch.Tensor]) -> None:
+def restore_vision_model(tensors: dict[str, torch.Tensor]) -> None:
+    """Give the towers' tensors the names that they had before transformers 5."""
     for name in list(tensors):
-        if name.startswith(("image_tower.", "video_tower.")):
+        if re.match(r"(image|video|vision)_tower\.", name):
             tensors[name.replace("_tower.", "_tower.vision_model.", 1)] = tensors.pop(name)
 
 

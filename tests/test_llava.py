@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from checkpoints import change_tensors, restore_vision_model
 from conftest import TESTS
 from transformers import (
     CLIPImageProcessorPil,
@@ -35,6 +36,8 @@ def llava(checkpoint, tmp_path_factory):
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_id)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
+    # The names that vLLM 0.32 knows.
+    change_tensors(folder, restore_vision_model)
     image_processor = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     processor = LlavaProcessor(
         image_processor,
@@ -73,4 +76,4 @@ def _answer(folder, plugins: str, import_path: str) -> list:
     environment = {**os.environ, "VLLM_PLUGINS": plugins, "PYTHONPATH": import_path}
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert output.returncode == 0, output.stdout[-3000:] + output.stderr[-3000:]
-    return json.loads(output.stdout.strip().splitlines()[-1])
+    return json.loads(next(line for line in output.stdout.splitlines() if line.startswith("[[")))

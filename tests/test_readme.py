@@ -1,0 +1,54 @@
+"""Every path and command in the README exists."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+CODE = re.findall(r"`([^`\n]+)`", README) + re.findall(r"^    (\S.*)$", README, re.MULTILINE)
+PATHS = sorted({path for code in CODE for path in re.findall(r"[\w./-]+/[\w./-]*\.\w+", code) if "://" not in code})
+TARGETS = sorted({code.split()[1] for code in CODE if code.startswith("make ")})
+COMMANDS = sorted({code.split()[1] for code in CODE if re.match(r"vllm-videollava \w+", code)})
+SCRIPTS = sorted({code.partition("#")[0].strip() for code in CODE if code.startswith("python examples/")})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_path_exists(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_target_exists(target):
+    subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_exists(command):
+    help_text = subprocess.run(
+        [sys.executable, "-m", "vllm_videollava.cli", "--help"], check=True, capture_output=True, text=True
+    ).stdout
+    assert command in re.search(r"\{(.*?)\}", help_text)[1].split(",")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_takes_these_arguments(script):
+    path, *arguments = shlex.split(script)[1:]
+    help_text = subprocess.run(
+        [sys.executable, path, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    assert all(argument in help_text for argument in arguments if argument.startswith("--"))
+
+
+def test_there_is_something_to_check():
+    assert len(PATHS) >= 3
+    assert TARGETS == ["demo", "setup", "test"]
+    assert COMMANDS == ["check", "serve"]
+    assert len(SCRIPTS) == 3
+
+
+def test_ci_runs_the_readmes_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
