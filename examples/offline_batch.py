@@ -3,8 +3,9 @@
     python examples/offline_batch.py FOLDER OUT.jsonl --question "What happens in this clip?"
 
 A line is {"clip": path within FOLDER, "answer": text}, or {"clip": ..., "error":
-sentence} for a clip that cannot be decoded. Interrupt it when you like: the
-same command goes on with the clips that OUT.jsonl does not have yet.
+sentence} for a clip that cannot be decoded. Interrupt it when you like (while
+the engine starts, Ctrl-C waits for that): the same command goes on with the
+clips that OUT.jsonl does not have yet.
 """
 
 import argparse
@@ -95,11 +96,16 @@ def hold_interrupts() -> Iterator[None]:
     """
     # Otherwise it is started in the block, and lets interrupts through again.
     resource_tracker.ensure_running()
+    held = []
+    handler = signal.signal(signal.SIGINT, lambda *_: held.append(True))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.signal(signal.SIGINT, handler)
+    if held:
+        raise KeyboardInterrupt
 
 
 def ask(

@@ -3,6 +3,7 @@
     python examples/offline_video.py --video clip.mp4 --image picture.jpg --question "What happens here?"
 
 Without --video or --image, a small clip or picture is made (which takes PyAV).
+With VLLM_LOGGING_LEVEL=ERROR in the environment, vLLM says less in between.
 """
 
 import argparse

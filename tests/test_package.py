@@ -29,10 +29,10 @@ def test_importing_the_package_imports_nothing_heavy(module):
     assert run(f"import sys, vllm_videollava; print({module!r} in sys.modules)") == "False"
 
 
-def test_registering_does_not_import_the_model():
+def test_registering_imports_neither_model_nor_decoder():
     code = (
         "import sys, vllm_videollava as package; package.register(); package.register()\n"
-        "print([name for name in sys.modules if name in ('vllm_videollava.model', 'vllm_videollava.processing')])"
+        "print([name for name in sys.modules if name in ('vllm_videollava.model', 'decord')])"
     )
     assert run(code) == "[]"
 

@@ -56,7 +56,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize(("messages", "prompt"), CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_conversation(tokenizer, messages, prompt):
     rendered = tokenizer.apply_chat_template(
-        messages, chat_template=CHAT_TEMPLATE.read_text(), tokenize=False, add_generation_prompt=True
+        messages, chat_template=CHAT_TEMPLATE, tokenize=False, add_generation_prompt=True
     )
     assert rendered == f"<s>{prompt}"
 

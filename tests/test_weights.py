@@ -24,8 +24,8 @@ def load(tmp_path_factory):
     """Build the model of a checkpoint as an engine's worker does, in this process."""
     rendezvous = tmp_path_factory.mktemp("rendezvous") / "file"
 
-    def load(folder):
-        config = EngineArgs(model=str(folder), dtype="float32", enforce_eager=True).create_engine_config()
+    def load(folder, **options):
+        config = EngineArgs(model=str(folder), dtype="float32", enforce_eager=True, **options).create_engine_config()
         with set_current_vllm_config(config):
             init_distributed_environment(1, 0, f"file://{rendezvous}", 0, "gloo")
             ensure_model_parallel_initialized(1, 1)
@@ -122,6 +122,15 @@ LAYOUTS = {
 def test_every_layout_of_a_checkpoint_loads(load, checkpoint, copy, layout):
     LAYOUTS[layout](copy)
     assert_encodes_like(load(copy), reference_of(checkpoint))
+
+
+@pytest.mark.parametrize("limits", [{"image": 0}, {"image": 0, "video": 0}])
+def test_towers_that_no_request_may_use_are_left_out(load, checkpoint, limits):
+    model = load(checkpoint, limit_mm_per_prompt=limits)
+    parts = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert "language_model" in parts
+    assert parts.isdisjoint(f"{modality}_tower" for modality in limits)
+    assert ("multi_modal_projector" in parts) == ("video" not in limits)
 
 
 @pytest.mark.parametrize("projector", ["linear", "mlp1x_gelu", "mlp3x_gelu"])

@@ -1,14 +1,11 @@
-"""What vLLM assumes about this model without flags: tokenizer mode, frame loader, chat template."""
+"""What vLLM assumes about this model without flags: tokenizer mode, renderer, frame loader."""
 
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
-from vllm.transformers_utils.chat_templates.registry import register_chat_template_fallback_path
 
 from vllm_videollava import video_loader
-from vllm_videollava.config import VideoLlavaConfig
-from vllm_videollava.prompt import CHAT_TEMPLATE
 
 TOKENIZER_MODE = "video_llava"
 """Also the renderer's name: vLLM looks both up under the tokenizer mode."""
@@ -19,7 +16,7 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config) -> None:
-        if model_config.tokenizer_mode == "auto":
+        if model_config.tokenizer_mode in ("auto", "hf"):
             model_config.tokenizer_mode = TOKENIZER_MODE
         media_io = model_config.multimodal_config.media_io_kwargs
         # Images keep their mode until this package converts them, as the original code does.
@@ -33,4 +30,3 @@ def register(architecture: str) -> None:
     TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.tokenizer", "VideoLlavaTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.renderer", "VideoLlavaRenderer")
     VIDEO_LOADER_REGISTRY.register(video_loader.NAME)(video_loader.ClipLoader)
-    register_chat_template_fallback_path(VideoLlavaConfig.model_type, CHAT_TEMPLATE)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vllm_videollava.tokenizer import PLACEHOLDERS
 
-CHAT_TEMPLATE = Path(__file__).with_name("llava_v1.jinja")
+CHAT_TEMPLATE = Path(__file__).with_name("llava_v1.jinja").read_text()
 
 
 def check_placeholders(

@@ -4,8 +4,6 @@ import math
 
 from vllm.multimodal.video import VideoLoader
 
-from vllm_videollava.frames import decode_clip
-
 NAME = "video_llava"
 
 
@@ -19,6 +17,9 @@ class ClipLoader(VideoLoader):
         Raises:
             ValueError: `data` is no video that can be decoded.
         """
+        # Not before it is needed: vLLM's workers register this class too, and decode nothing.
+        from vllm_videollava.frames import decode_clip
+
         clip = decode_clip(data, num_frames)
         return clip.frames, {
             "total_num_frames": clip.num_clip_frames,

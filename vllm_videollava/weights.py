@@ -152,8 +152,8 @@ def _is_quantised(module: nn.Module) -> bool:
 
 def _unpack(prefix: str) -> list[str]:
     """Return the checkpoint's names for a module of ours, several where vLLM has made several linear layers one."""
-    parent, _, name = prefix.rpartition(".")
-    return [f"{parent}.{part}" for part in LlamaForCausalLM.packed_modules_mapping.get(name, [name])]
+    parent, dot, name = prefix.rpartition(".")
+    return [parent + dot + part for part in LlamaForCausalLM.packed_modules_mapping.get(name, [name])]
 
 
 def _output_sizes(module: LinearBase) -> Sequence[int]:

@@ -1,0 +1,109 @@
+"""The examples do what they say, run as a user runs them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from media import write_clip, write_picture
+
+ENGINE = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
+
+
+def start(script: str, *args: str | Path) -> subprocess.Popen:
+    """Start an example in a process group of its own, as a shell does."""
+    return subprocess.Popen(
+        [sys.executable, ROOT / "examples" / script, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR"},
+        start_new_session=True,
+    )
+
+
+def run(script: str, *args: str | Path) -> str:
+    """Run an example to its end and return what it prints."""
+    process = start(script, *args)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_offline_video(checkpoint):
+    output = run("offline_video.py", "--model", checkpoint, *ENGINE)
+    _, *sections = re.split(r"^(LLM\.\w+ with [\w ]+)\n-+\n", output, flags=re.MULTILINE)
+    answers = {heading: answer.strip() for heading, answer in zip(sections[::2], sections[1::2], strict=True)}
+    chat, generate = (
+        [answers.pop(f"LLM.{way} with {media}") for media in ("a clip", "an image", "both")]
+        for way in ("chat", "generate")
+    )
+    assert not answers
+    assert all(chat)
+    assert len(set(chat)) == 3
+    assert chat == generate
+
+
+@pytest.fixture
+def clips(tmp_path) -> Path:
+    folder = tmp_path / "clips"
+    (folder / "more").mkdir(parents=True)
+    (folder / "x.mp4").write_text("This is no video.")
+    for num_frames, name in ((8, "a.mp4"), (24, "50% #1?.MP4"), (40, "more/z.mp4")):
+        write_clip(folder / name, num_frames)
+    return folder
+
+
+def test_offline_batch(checkpoint, clips, tmp_path):
+    out = tmp_path / "out.jsonl"
+    command = ["offline_batch.py", clips, out, "--model", checkpoint, "--max-tokens", "256", *ENGINE]
+
+    interrupted = start(*command)
+    wait_for_line(out, interrupted)
+    os.killpg(interrupted.pid, signal.SIGINT)
+    _, errors = interrupted.communicate(timeout=100)
+    first = out.read_bytes()
+    assert interrupted.returncode == 1
+    assert f"Interrupted: {len(first.splitlines())} of 4 clips are done" in errors
+    assert "Traceback" not in errors
+
+    out.write_bytes(first[:-10])
+    assert "All 4 clips are done" in run(*command)
+    assert out.read_bytes().startswith(first)
+    lines = {line.pop("clip"): line for line in map(json.loads, out.read_text().splitlines())}
+    assert lines.pop("x.mp4") == {"error": "The video (17 bytes) cannot be decoded."}
+    assert sorted(lines) == ["50% #1?.MP4", "a.mp4", "more/z.mp4"]
+    assert all(line["answer"] for line in lines.values())
+
+    complete = out.read_bytes()
+    start_time = time.monotonic()
+    assert "All 4 clips are done" in run(*command)
+    assert time.monotonic() - start_time < 5, "an engine was started for nothing"
+    assert out.read_bytes() == complete
+
+
+def wait_for_line(out: Path, process: subprocess.Popen) -> None:
+    while not (out.exists() and out.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def test_offline_batch_keeps_files_of_others(clips, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("to do\nmuch")
+    process = start("offline_batch.py", clips, notes)
+    assert "name another file" in process.communicate(timeout=100)[1]
+    assert notes.read_text() == "to do\nmuch"
+
+
+@pytest.mark.parametrize("with_files", [False, True])
+def test_openai_client(server_url, tmp_path, with_files):
+    video, image = write_clip(tmp_path / "clip.mp4"), write_picture(tmp_path / "picture.jpg")
+    files = ["--video", video, "--image", image] if with_files else []
+    assert run("openai_client.py", "--base-url", f"{server_url}/v1", *files).strip()
