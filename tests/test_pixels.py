@@ -11,8 +11,8 @@ from transformers import VideoLlavaImageProcessor
 from vllm_videollava.pixels import image_pixels, pad_to_square, video_pixels
 
 SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
-# Longer sides that come out whole: the formulas for images and videos then part ways.
-SIZES += [(7 * 16, 9 * 16), (224 * 3, 299 * 3), (210, 300)]
+# Where floating point makes the longer side of a video one less, and where the crop starts at half a pixel.
+SIZES += [(28, 122), (61, 488), (100, 105), (107, 100), (106, 100)]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from vllm.multimodal.media import MediaConnector, MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
@@ -66,7 +66,7 @@ class VideoLlavaDataParser(MultiModalDataParser):
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """Convert an image to mode RGB, upright, as the original code does (transparency is dropped).
+    """Convert an image to mode RGB as the original code does: transparency is dropped.
 
     Args:
         image: a PIL image, or uint8 `[H, W, 3]`, `[H, W]` or `[3, H, W]`.
@@ -76,7 +76,7 @@ def to_rgb(image: Any) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         try:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return image.convert("RGB")
         except OSError as error:
             raise ValueError("The image cannot be read.") from error
     array = _as_uint8(image, "An image")
