@@ -1,14 +1,11 @@
 """The chat template is the conversation llava_v1; its ids are checked in test_tokenizer.py."""
 
 import pytest
+from asking import SYSTEM
 
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.tokenizer import VideoLlavaTokenizer
 
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
 

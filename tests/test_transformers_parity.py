@@ -1,21 +1,16 @@
 """Checkpoints in transformers' format answer as its `VideoLlavaForConditionalGeneration`, within 1e-3."""
 
-import base64
-
 import numpy as np
 import pytest
 import torch
+from asking import Answer, ask, clip, original_prompt, picture
 from checkpoints import IMAGE_SIZE, NAMES, write_transformers_checkpoint
-from clips import decode_all, encode_clip, smooth_frames
+from clips import decode_all
 from PIL import Image
 from transformers import LlamaTokenizer, VideoLlavaForConditionalGeneration, VideoLlavaImageProcessor
 
 STEPS = 8
 TOLERANCE = 1e-3
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -39,14 +34,6 @@ def reference(checkpoint, tmp_path_factory):
     return VideoLlavaForConditionalGeneration.from_pretrained(folder).eval(), LlamaTokenizer.from_pretrained(folder)
 
 
-def picture(seed: int, height: int = 90, width: int = 130) -> Image.Image:
-    return Image.fromarray(smooth_frames(1, height, width, seed)[0])
-
-
-def clip(seed: int, num_frames: int = 20) -> bytes:
-    return encode_clip(smooth_frames(num_frames, 96, 144, seed))
-
-
 CASES = {
     "text": ([], "What is a dog?"),
     "image": ([picture(1)], "What does the image show?"),
@@ -58,36 +45,19 @@ CASES = {
 
 @pytest.mark.parametrize(("media", "question"), CASES.values(), ids=CASES)
 def test_answer_is_that_of_transformers(llm, reference, media, question):
-    ours = answer(llm, media, question)
+    ours = ask(llm, media, question, STEPS)
     expected = reference_answer(*reference, media, question)
     assert ours[0] == expected[0]
     assert ours[1] == pytest.approx(expected[1], abs=TOLERANCE)
 
 
-def answer(llm, media, question) -> tuple[list[int], list[float]]:
-    from vllm import SamplingParams
-
-    parts = [
-        {"type": "image_pil", "image_pil": item}
-        if isinstance(item, Image.Image)
-        else {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{base64.b64encode(item).decode()}"}}
-        for item in media
-    ]
-    messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
-    params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=1, ignore_eos=True)
-    output = llm.chat(messages, params, use_tqdm=False)[0].outputs[0]
-    logprobs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
-    return list(output.token_ids), logprobs
-
-
 @torch.inference_mode()
-def reference_answer(model, tokenizer, media, question) -> tuple[list[int], list[float]]:
+def reference_answer(model, tokenizer, media, question) -> Answer:
     patches = (IMAGE_SIZE // 14) ** 2
     placeholders = "".join(
         "<image>" * patches if isinstance(item, Image.Image) else "<video>" * (8 * (patches + 1)) for item in media
     )
-    newline = "\n" if media else ""
-    prompt = f"{SYSTEM} USER: {placeholders}{newline}{question} ASSISTANT:"
+    prompt = original_prompt(placeholders, question)
     inputs = {"input_ids": tokenizer(prompt, return_tensors="pt").input_ids}
     if images := [item for item in media if isinstance(item, Image.Image)]:
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -1,16 +1,19 @@
 """The original Video-LLaVA in plain PyTorch, written from its description, in float32.
 
-    python: OriginalVideoLlava(state_dict, config).generate(ids, media, steps)
+    OriginalVideoLlava.from_folder(folder).generate(ids, media, steps)
 
 Knows the original checkpoint's names and nothing of vLLM or of the package
 under test. `temporal_attention=False` and `gelu` break it on purpose.
 """
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -42,6 +45,16 @@ class OriginalVideoLlava:
         self.weights = {name: tensor.float() for name, tensor in weights.items()}
         self.config, self.image_tower, self.video_tower = config, image_tower, video_tower
         self.temporal_attention, self.gelu = temporal_attention, gelu
+
+    @classmethod
+    def from_folder(cls, folder: Path, **breakages) -> "OriginalVideoLlava":
+        """Read a checkpoint whose towers' config.json lie in folders beside its weights."""
+        config = json.loads((folder / "config.json").read_text())
+        towers = [
+            json.loads((folder / config[f"mm_{kind}_tower"] / "config.json").read_text())["vision_config"]
+            for kind in ("image", "video")
+        ]
+        return cls(load_file(folder / "model.safetensors"), config, *towers, **breakages)
 
     @torch.inference_mode()
     def generate(self, ids: list[int], media: list[torch.Tensor], steps: int) -> tuple[list[int], list[float]]:
