@@ -30,8 +30,8 @@ def main() -> None:
     if STAMP.exists() and STAMP.read_text() == wanted:
         return
     print(f"Setting up .venv for {device}; the first time takes some minutes.", flush=True)
-    if not PYTHON.exists():
-        venv.create(VENV, with_pip=True)
+    if not PYTHON.exists() or is_for_another_device(device):
+        venv.create(VENV, with_pip=True, clear=True)
     install(device)
     for name in OPTIONAL_PACKAGES:
         remove_if_broken(name)
@@ -44,6 +44,11 @@ def has_nvidia_gpu() -> bool:
         return False
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def is_for_another_device(device: str) -> bool:
+    """Whether .venv has vLLM's other distribution, which installs the same module."""
+    return STAMP.exists() and not STAMP.read_text().startswith(device)
 
 
 def fingerprint(device: str) -> str:
@@ -67,7 +72,7 @@ def remove_if_broken(name: str) -> None:
     attempt = subprocess.run([PYTHON, "-c", f"import {name}"], capture_output=True, text=True, check=False)
     if attempt.returncode == 0 or f"No module named '{name}'" in attempt.stderr:
         return
-    reason = attempt.stderr.strip().splitlines()[-1]
+    reason = (attempt.stderr.strip() or "the import crashes").splitlines()[-1]
     print(f"Removing {name}, which cannot load beside this torch: {reason}", flush=True)
     subprocess.run([PYTHON, "-m", "pip", "uninstall", "--quiet", "--yes", name], check=True)
 

@@ -105,6 +105,9 @@ REFUSED = {
     "no image tower": ({"mm_image_tower": None}, "mm_image_tower is None; the name of"),
     "no video tower": ({"mm_video_tower": None}, "mm_video_tower is None; the name of"),
     "select feature": ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'; 'patch'"),
+    "projector that is no name": ({"mm_projector_type": None}, "mm_projector_type is None; 'linear'"),
+    "layer that is not there": ({"mm_vision_select_layer": -30}, "mm_vision_select_layer is -30; the number"),
+    "layer that is no number": ({"mm_vision_select_layer": "x"}, "mm_vision_select_layer is 'x'; the number"),
     "sizes that differ": ({"mm_hidden_size": 32}, "mm_hidden_size is 32, but the image tower has 64"),
 }
 

@@ -60,7 +60,11 @@ def test_the_folder_kernels_hides_no_other_package(tmp_path):
 def installed_wheel(tmp_path_factory):
     """A folder into which the wheel is installed, without its dependencies."""
     dist, target = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", dist, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", dist, ROOT],
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = dist.glob("*.whl")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel]
     subprocess.run(install, check=True)

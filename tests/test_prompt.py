@@ -46,6 +46,10 @@ CONVERSATIONS = {
         [user(IMAGE, text("What?")), assistant("A dog."), user(text("Why?"))],
         f"{SYSTEM} USER: <image>\nWhat? ASSISTANT: A dog.</s>USER: Why? ASSISTANT:",
     ),
+    "two systems": (
+        [{"role": "system", "content": "One."}, {"role": "system", "content": [text("Two.")]}, user(text("Hi"))],
+        "One.\n\nTwo. USER: Hi ASSISTANT:",
+    ),
     "system": ([{"role": "system", "content": [text("Be brief.")]}, user(text("Hi"))], "Be brief. USER: Hi ASSISTANT:"),
 }
 

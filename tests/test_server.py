@@ -151,7 +151,17 @@ def test_padding_is_an_option(server_url, media):
     assert_refused(server_url, status, reply, "image_aspect_ratio is 'fill'; 'pad' and null are supported.")
 
 
-STRANGE = ["\x00\x01\x02\x1b", "<s></s><unk>", "<0xFE><0xFF>", "𐍈 🎉 \u202e", "▁▁", "\ufffd" * 50, " ", "a" * 1000]
+STRANGE = [
+    "\x00\x01\x02\x1b",
+    "a\ud800b",
+    "<s></s><unk>",
+    "<0xFE><0xFF>",
+    "𐍈 🎉 \u202e",
+    "▁▁",
+    "\ufffd" * 50,
+    " ",
+    "a" * 1000,
+]
 
 
 @pytest.mark.parametrize("content", STRANGE)
@@ -199,6 +209,31 @@ def test_more_placeholders_than_media_are_refused(server_url, parts, message):
     if len(parts) == 1:
         status, reply = post(server_url, "/v1/completions", prompt=parts[0]["text"], max_tokens=1)
         assert_refused(server_url, status, reply, message)
+
+
+def test_offsets_of_tokens_are_refused(server_url):
+    assert_refused(server_url, *chat(server_url, text("Hi"), return_token_offsets=True), "offsets of tokens")
+
+
+def test_no_client_names_a_path(server_url, media):
+    picture = {"type": "image_pil", "image_pil": str(media[0] / "photo.jpg")}
+    assert_refused(server_url, *chat(server_url, picture, text("What?")), "An image was given as str")
+
+
+def test_a_sequence_of_pictures_is_sampled_like_a_clip(server_url):
+    pictures = []
+    for frame in smooth_frames(24, 64, 64):
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "JPEG", quality=95)
+        pictures.append(base64.b64encode(buffer.getvalue()).decode())
+    spread = [pictures[index] for index in np.linspace(0, 23, 8, dtype=int)]
+    logprobs = []
+    for sequence in (pictures, spread, pictures[:8]):
+        video = part("video", f"data:video/jpeg;base64,{','.join(sequence)}")
+        _, reply = chat(server_url, video, text("What?"), logprobs=True)
+        logprobs.append([step["logprob"] for step in reply["choices"][0]["logprobs"]["content"]])
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
+    assert logprobs[0] != pytest.approx(logprobs[2], abs=1e-2)
 
 
 def test_another_number_of_frames_is_refused(server_url, media):

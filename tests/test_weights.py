@@ -123,6 +123,12 @@ def test_towers_that_no_request_may_use_are_left_out(load, checkpoint, limits):
     assert ("multi_modal_projector" in parts) == ("video" not in limits)
 
 
+def test_a_tower_that_is_left_out_is_not_fetched(load, copy):
+    move_towers_to_their_folders(copy)
+    (copy / "LanguageBind_Image" / "pytorch_model.bin").unlink()
+    load(copy, limit_mm_per_prompt={"image": 0})
+
+
 @pytest.mark.parametrize("projector", ["linear", "mlp1x_gelu", "mlp3x_gelu"])
 def test_every_projector_loads(load, tmp_path, projector):
     folder = write_checkpoint(tmp_path / "checkpoint", mm_projector_type=projector)

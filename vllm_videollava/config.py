@@ -97,6 +97,8 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         raise ValueError(f"mm_vision_select_feature is {feature!r}; 'patch' and 'cls_patch' are supported.")
     image_source, image_config = _original_tower(values, "mm_image_tower", checkpoint)
     video_source, video_config = _original_tower(values, "mm_video_tower", checkpoint)
+    layer = values.get("mm_vision_select_layer", -2)
+    _check_layer("mm_vision_select_layer", layer, image_config, video_config)
     hidden_sizes = {image_config.hidden_size, video_config.hidden_size, values.get("mm_hidden_size")} - {None}
     if len(hidden_sizes) != 1:
         raise ValueError(
@@ -108,7 +110,7 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         "text_config": LlamaConfig(**_llama_fields(values)),
         "image_config": image_config,
         "video_config": video_config,
-        "vision_feature_layer": values.get("mm_vision_select_layer", -2),
+        "vision_feature_layer": layer,
         "image_keeps_cls": feature == "cls_patch",
         "projector_depth": _original_projector_depth(values.get("mm_projector_type", "linear")),
         "num_frames": video_config.num_frames,
@@ -125,18 +127,24 @@ def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tupl
     return location, read_tower_config(field, location)
 
 
-def _original_projector_depth(projector_type: str) -> int:
+def _check_layer(field: str, layer: Any, *towers: TowerConfig) -> None:
+    most = min(tower.num_hidden_layers for tower in towers)
+    if type(layer) is not int or not -most - 1 <= layer <= most:
+        raise ValueError(
+            f"{field} is {layer!r}; the number of one of the towers' {most + 1} hidden states is supported."
+        )
+
+
+def _original_projector_depth(projector_type: Any) -> int:
     if projector_type == "linear":
         return 1
-    if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", projector_type):
+    if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(projector_type)):
         return int(match[1])
     raise ValueError(f"mm_projector_type is {projector_type!r}; 'linear' and 'mlpNx_gelu' are supported.")
 
 
 def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     layer = values.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise ValueError(f"vision_feature_layer is {layer!r}; one layer's number is supported.")
     strategy = values.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise ValueError(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are supported.")
@@ -147,6 +155,7 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(config.text_config, LlamaConfig):
         raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
     tower = tower_config(config.vision_config.to_dict())
+    _check_layer("vision_feature_layer", layer, tower)
     return {
         **_shared_fields(values),
         "text_config": config.text_config,

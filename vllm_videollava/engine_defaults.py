@@ -16,13 +16,17 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config) -> None:
-        if model_config.tokenizer_mode in ("auto", "hf"):
-            model_config.tokenizer_mode = TOKENIZER_MODE
+        if model_config.tokenizer_mode not in ("auto", "hf", TOKENIZER_MODE):
+            raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; 'auto' and 'hf' are supported.")
+        model_config.tokenizer_mode = TOKENIZER_MODE
         media_io = model_config.multimodal_config.media_io_kwargs
         # Images keep their mode until this package converts them, as the original code does.
         media_io["image"] = {"image_mode": None, **media_io.get("image", {})}
-        defaults = {"video_backend": video_loader.NAME, "num_frames": model_config.hf_config.num_frames}
-        media_io["video"] = {**defaults, **media_io.get("video", {})}
+        video = {"video_backend": video_loader.NAME, **media_io.get("video", {})}
+        if video["video_backend"] == video_loader.NAME:
+            # Not as num_frames, by which vLLM would cut off a sequence of JPEG frames.
+            video = {"num_frames": -1, **video, "clip_frames": model_config.hf_config.num_frames}
+        media_io["video"] = video
 
 
 def register(architecture: str) -> None:

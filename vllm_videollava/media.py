@@ -11,12 +11,13 @@ from PIL import Image
 from vllm.multimodal.media import MediaConnector, MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
-from vllm_videollava import video_loader
 from vllm_videollava.frames import sample_array
+
+MAX_SIDE_RATIO = 64
 
 
 class VideoLlavaDataParser(MultiModalDataParser):
-    """Also takes paths and URLs, and keeps vLLM from blending transparent images with white.
+    """Also takes paths, and keeps vLLM from blending transparent images with white.
 
     Args:
         num_frames: frames that the model takes of a clip.
@@ -26,7 +27,7 @@ class VideoLlavaDataParser(MultiModalDataParser):
     def __init__(self, num_frames: int, media_io_kwargs: Mapping[str, Any]) -> None:
         super().__init__()
         self._num_frames = num_frames
-        # Whoever can put a path here is inside the process and may read any file.
+        # For `Path` only: a string may come from a client, a `Path` never does.
         self._connector = MediaConnector(dict(media_io_kwargs), allowed_local_media_path="/")
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
@@ -43,24 +44,19 @@ class VideoLlavaDataParser(MultiModalDataParser):
         return super().parse_mm_data(mm_data)
 
     def _read_image(self, item: Any) -> Any:
-        if isinstance(item, (str, Path)):
-            item = self._connector.fetch_image(_as_url(item), image_mode=None)
+        if isinstance(item, Path):
+            item = self._connector.fetch_image(item.resolve().as_uri(), image_mode=None)
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=to_rgb(item.media))
         return None if item is None else to_rgb(item)
 
     def _read_video(self, item: Any) -> Any:
-        if isinstance(item, (str, Path)):
-            item = self._connector.fetch_video(_as_url(item))
+        if isinstance(item, Path):
+            item = self._connector.fetch_video(item.resolve().as_uri())
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_video(item.media))
         if isinstance(item, tuple):
             frames, metadata = item
-            if (metadata or {}).get("video_backend") == video_loader.NAME and len(frames) != self._num_frames:
-                raise ValueError(
-                    f"{len(frames)} frames of a video were asked for, but this model takes {self._num_frames}; "
-                    "leave num_frames and fps out of media_io_kwargs."
-                )
             return self._read_video(frames), metadata
         return None if item is None else sample_array(to_frames(item), self._num_frames)
 
@@ -75,6 +71,7 @@ def to_rgb(image: Any) -> Image.Image:
         ValueError: it is none of these, or cannot be read.
     """
     if isinstance(image, Image.Image):
+        _check_sides(image.height, image.width)
         try:
             return image.convert("RGB")
         except OSError as error:
@@ -84,6 +81,7 @@ def to_rgb(image: Any) -> Image.Image:
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
         raise ValueError(f"An image array has shape {array.shape}; supported are [H, W, 3], [3, H, W] and [H, W].")
+    _check_sides(*array.shape[:2])
     return Image.fromarray(array).convert("RGB")
 
 
@@ -107,7 +105,17 @@ def to_frames(frames: Any) -> np.ndarray:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
         raise ValueError(f"A video array has shape {array.shape}; supported are [N, H, W, 3] and [N, 3, H, W].")
+    _check_sides(*array.shape[1:3])
     return array
+
+
+def _check_sides(height: int, width: int) -> None:
+    # Before the crop, the longer side grows with the shorter one to the towers' size.
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
+        raise ValueError(
+            f"An image or frame of {width}x{height} pixels is too narrow; "
+            f"one side may be at most {MAX_SIDE_RATIO} times the other."
+        )
 
 
 def _as_uint8(array: Any, kind: str) -> np.ndarray:
@@ -117,11 +125,6 @@ def _as_uint8(array: Any, kind: str) -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"{kind} array has dtype {array.dtype}; uint8 values from 0 to 255 are supported.")
     return array
-
-
-def _as_url(item: str | Path) -> str:
-    text = str(item)
-    return text if "://" in text or text.startswith("data:") else Path(text).resolve().as_uri()
 
 
 def _split_images(data: Any) -> list[Any]:

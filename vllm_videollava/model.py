@@ -163,7 +163,9 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         return [
             DefaultModelLoader.Source(location, revision=None, prefix=f"{tower}.")
             for tower, location in sources.items()
-            if location and not self._weights_loader.has_seen(f"{tower}.")
+            if location
+            and isinstance(getattr(self, tower), LanguageBindTower)
+            and not self._weights_loader.has_seen(f"{tower}.")
         ]
 
     def get_mm_mapping(self) -> MultiModelKeys:

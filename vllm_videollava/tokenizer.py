@@ -1,5 +1,6 @@
 """Text to token ids, placeholders included, as each format's own code does it."""
 
+import copy
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -60,8 +61,8 @@ class OriginalTokenizer(LlamaTokenizer):
         A text that begins with the BOS token is read as if that token had been
         added, so that a chat template may write it.
         """
-        if text_pair is not None:
-            raise ValueError("Pairs of texts are not supported.")
+        if text_pair is not None or kwargs.get("return_offsets_mapping"):
+            raise ValueError("Neither pairs of texts nor offsets of tokens are supported.")
         limit = max_length if truncation else None
         if isinstance(text, str):
             ids = self._encode(text, add_special_tokens, limit)
@@ -73,6 +74,7 @@ class OriginalTokenizer(LlamaTokenizer):
         return self(text, text_pair, **kwargs)["input_ids"]
 
     def _encode(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
+        text = _replace_surrogates(text)
         if text.startswith(self.bos_token):
             text, add_special_tokens = text.removeprefix(self.bos_token), True
         ids = [self.bos_token_id] if add_special_tokens else []
@@ -115,12 +117,31 @@ class TransformersTokenizer:
 
     def __call__(self, text, *args, add_special_tokens=True, **kwargs) -> BatchEncoding:
         """As transformers; but see `OriginalTokenizer` about a text that begins with the BOS token."""
-        if isinstance(text, str) and text.startswith(self.bos_token):
-            text, add_special_tokens = text.removeprefix(self.bos_token), True
+        if isinstance(text, str):
+            text = _replace_surrogates(text)
+            if text.startswith(self.bos_token):
+                text, add_special_tokens = text.removeprefix(self.bos_token), True
         return super().__call__(text, *args, add_special_tokens=add_special_tokens, **kwargs)
 
     def encode(self, text: str, *args, **kwargs) -> list[int]:
         return self(text, *args, **kwargs)["input_ids"]
+
+
+def _replace_surrogates(text: str) -> str:
+    """JSON may have halves of a character, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _know_placeholders(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer, with `TransformersTokenizer` mixed in."""
+
+    class Tokenizer(TransformersTokenizer, type(tokenizer)):
+        def __reduce__(self):
+            return _know_placeholders, (tokenizer,)
+
+    mixed = copy.copy(tokenizer)
+    mixed.__class__ = Tokenizer
+    return mixed
 
 
 class VideoLlavaTokenizer:
@@ -131,8 +152,7 @@ class VideoLlavaTokenizer:
         """Load the tokenizer of a folder or repository, either format's."""
         tokenizer = AutoTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
         if set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys():
-            base = type(tokenizer)
-            tokenizer.__class__ = type(base.__name__, (TransformersTokenizer, base), {})
+            tokenizer = _know_placeholders(tokenizer)
         else:
             tokenizer = OriginalTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
         return get_cached_tokenizer(tokenizer)

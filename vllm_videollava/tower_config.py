@@ -79,15 +79,13 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
             f"{OFFICIAL_VIDEO_TOWER}, and any folder or repository with the config.json of a LanguageBind tower."
         ) from error
     if not _is_languagebind(values):
-        raise ValueError(
-            f"{field} is {location!r}, a {values.get('model_type')!r} model; only LanguageBind towers are supported."
-        )
+        kind = values.get("model_type") if isinstance(values, dict) else None
+        raise ValueError(f"{field} is {location!r}, a {kind!r} model; only LanguageBind towers are supported.")
     return tower_config(values["vision_config"])
 
 
-def _is_languagebind(values: dict[str, Any]) -> bool:
-    vision = values.get("vision_config")
-    if not isinstance(vision, dict):
+def _is_languagebind(values: Any) -> bool:
+    if not isinstance(values, dict) or not isinstance(values.get("vision_config"), dict):
         return False
-    model_type = values.get("model_type", "LanguageBind")
-    return model_type.startswith("LanguageBind") or "add_time_attn" in vision
+    model_type = values.get("model_type") or "LanguageBind"
+    return str(model_type).startswith("LanguageBind") or "add_time_attn" in values["vision_config"]
