@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from conftest import TESTS
+from transformers import LlamaTokenizer
 from vllm.tokenizers.hf import maybe_make_thread_pool
 
 from vllm_videollava.tokenizer import VideoLlavaTokenizer
@@ -77,3 +78,18 @@ def test_a_checkpoint_without_tokenizer_model_is_refused(tmp_path):
     shutil.copy(DATA / "tokenizer_config.json", tmp_path)
     with pytest.raises(ValueError, match=r"no tokenizer\.model"):
         VideoLlavaTokenizer.from_pretrained(str(tmp_path))
+
+
+def test_the_tokenizer_of_transformers_format_travels(checkpoint, tmp_path):
+    plain = LlamaTokenizer.from_pretrained(checkpoint)
+    plain.add_tokens(["<image>", "<video>"], special_tokens=True)
+    plain.save_pretrained(tmp_path)
+    tokenizer = VideoLlavaTokenizer.from_pretrained(str(tmp_path))
+    text = "USER: <video>\nWhy? <image></s>"
+    assert tokenizer.encode(text) == plain.encode(text)
+    assert tokenizer.encode(f"<s>{text}", add_special_tokens=False) == plain.encode(text)
+    assert tokenizer.encode("a\ud800b") == plain.encode("a?b")
+    pool = maybe_make_thread_pool(copy.copy(tokenizer), 2)
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer)), pool):
+        assert other.encode(text) == plain.encode(text)
+        assert other.placeholder_ids == tokenizer.placeholder_ids
