@@ -1,11 +1,8 @@
 """What the tests share: settings of the engine, checkpoints, media, one server."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +33,9 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server_url(checkpoint, tmp_path_factory) -> Iterator[str]:
     """Address of a running server on `checkpoint`, which may read local files."""
-    port = _free_port()
+    from demo import free_port, wait_until_healthy
+
+    port = free_port()
     command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(checkpoint)]
     flags = (
         f"--port {port} --dtype float32 --enforce-eager --allowed-local-media-path / --trust-request-mm-kwargs".split()
@@ -45,27 +44,9 @@ def server_url(checkpoint, tmp_path_factory) -> Iterator[str]:
     with log.open("w") as output:
         server = subprocess.Popen(command + flags, stdout=output, stderr=subprocess.STDOUT)
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}/health", server, log)
+        if not wait_until_healthy(port, server):
+            pytest.fail(f"The server did not start:\n{log.read_text()[-5000:]}")
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(60)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _wait_until_healthy(url: str, server: subprocess.Popen, log: Path, seconds: int = 180) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            break
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail(f"The server did not start:\n{log.read_text()[-5000:]}")

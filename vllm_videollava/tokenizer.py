@@ -74,9 +74,7 @@ class OriginalTokenizer(LlamaTokenizer):
         return self(text, text_pair, **kwargs)["input_ids"]
 
     def _encode(self, text: str, add_special_tokens: bool, limit: int | None) -> list[int]:
-        text = _replace_surrogates(text)
-        if text.startswith(self.bos_token):
-            text, add_special_tokens = text.removeprefix(self.bos_token), True
+        text, add_special_tokens = _clean(text, self.bos_token, add_special_tokens)
         ids = [self.bos_token_id] if add_special_tokens else []
         ids.extend(self._encode_pieces(text))
         if limit is None or len(ids) <= limit:
@@ -118,18 +116,20 @@ class TransformersTokenizer:
     def __call__(self, text, *args, add_special_tokens=True, **kwargs) -> BatchEncoding:
         """As transformers; but see `OriginalTokenizer` about a text that begins with the BOS token."""
         if isinstance(text, str):
-            text = _replace_surrogates(text)
-            if text.startswith(self.bos_token):
-                text, add_special_tokens = text.removeprefix(self.bos_token), True
+            text, add_special_tokens = _clean(text, self.bos_token, add_special_tokens)
         return super().__call__(text, *args, add_special_tokens=add_special_tokens, **kwargs)
 
     def encode(self, text: str, *args, **kwargs) -> list[int]:
         return self(text, *args, **kwargs)["input_ids"]
 
 
-def _replace_surrogates(text: str) -> str:
-    """JSON may have halves of a character, which no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
+def _clean(text: str, bos_token: str, add_special_tokens: bool) -> tuple[str, bool]:
+    """Return the text without a leading BOS token, and whether special tokens are to be added.
+
+    Halves of a character, which JSON may have and no tokenizer takes, become question marks.
+    """
+    text = text.encode("utf-8", "replace").decode()
+    return text.removeprefix(bos_token), add_special_tokens or text.startswith(bos_token)
 
 
 def _know_placeholders(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
