@@ -1,12 +1,40 @@
-"""Clips and images for the tests, made from numbers."""
+"""Clips and images for the tests, made from numbers, in every container and codec."""
 
 import io
+from contextlib import suppress
+from fractions import Fraction
 
 import av
 import numpy as np
 from PIL import Image
 
 BICUBIC = Image.Resampling.BICUBIC
+X265 = "log-level=none:keyint=12:bframes=3"
+CODECS: dict[str, tuple[str, str, dict[str, str]]] = {
+    # One group of pictures, and several; B-frames that others refer to.
+    "H.264": ("mp4", "libx264", {"bf": "3"}),
+    "H.264, closed groups": ("mp4", "libx264", {"bf": "3", "g": "12"}),
+    "H.264, open groups": ("matroska", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3:b-pyramid=normal"}),
+    "H.264, open groups, TS": ("mpegts", "libx264", {"x264-params": "open-gop=1:keyint=12:bframes=3"}),
+    "H.264, intra refresh": ("mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=12:bframes=0"}),
+    "H.264, AVI": ("avi", "libx264", {"bf": "2", "g": "12"}),
+    "H.264, no container": ("h264", "libx264", {"bf": "2", "g": "12"}),
+    "HEVC, open groups": ("mp4", "libx265", {"x265-params": f"{X265}:open-gop=1"}),
+    "HEVC, temporal layers": ("matroska", "libx265", {"x265-params": f"{X265}:temporal-layers=1"}),
+    "VP9": ("webm", "libvpx-vp9", {"g": "12", "lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "8"}),
+    "VP8": ("webm", "libvpx", {"g": "12", "lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "8"}),
+    "AV1": ("mp4", "libsvtav1", {"g": "12", "preset": "10"}),
+    "MPEG-4": ("mp4", "mpeg4", {"bf": "2", "g": "12"}),
+    "MPEG-4, AVI": ("avi", "mpeg4", {"bf": "2", "g": "12"}),
+    "MPEG-2, TS": ("mpegts", "mpeg2video", {"bf": "2", "g": "12"}),
+    "Motion JPEG": ("avi", "mjpeg", {}),
+    "Flash": ("flv", "flv", {"g": "12"}),
+    "WMV": ("asf", "wmv2", {"g": "12"}),
+    "GIF": ("gif", "gif", {}),
+    "WebP": ("webp", "libwebp_anim", {}),
+}
+"""Container, encoder and its options."""
+PIXEL_FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p", "libwebp_anim": "yuv420p"}
 
 
 def smooth_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -16,20 +44,57 @@ def smooth_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np
     return np.stack([np.asarray(Image.fromarray(colours).resize((width, height), BICUBIC)) for colours in coarse])
 
 
-def encode_clip(frames: np.ndarray, codec: str = "libx264", container: str = "mp4") -> bytes:
-    """Encode frames, uint8 `[N, H, W, 3]`, at 10 frames a second."""
+def moving_frames(num_frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A texture that moves, so that encoders refer from one frame to others, uint8 `[N, H, W, 3]`."""
+    rng = np.random.default_rng(seed)
+    texture = np.asarray(
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((2 * width, 2 * height), BICUBIC)
+    )
+    return np.stack([np.roll(texture, (index, 2 * index), (0, 1))[:height, :width] for index in range(num_frames)])
+
+
+def encode_clip(
+    frames: np.ndarray,
+    codec: str = "libx264",
+    container: str = "mp4",
+    options: dict[str, str] | None = None,
+    times: list[int] | None = None,
+) -> bytes:
+    """Encode frames, uint8 `[N, H, W, 3]`, at 10 frames a second, or at `times` in tenths of a second."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=10)
+        stream = output.add_stream(codec, rate=10, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        odd = frames.shape[1] % 2 or frames.shape[2] % 2
+        stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv444p" if odd else "yuv420p")
+        for index, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, 10), times[index] if times else index
+            output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
 
 
+def encode_as(name: str, frames: np.ndarray, **kwargs) -> bytes:
+    """Encode frames in one of the ways of `CODECS`."""
+    container, codec, options = CODECS[name]
+    return encode_clip(frames, codec, container, options, **kwargs)
+
+
 def decode_all(data: bytes) -> np.ndarray:
-    """Decode every frame from first to last, with another decoder than the package uses."""
+    """Decode every frame from first to last, past any damage; the frames of WebP with Pillow."""
+    if data[8:12] == b"WEBP":
+        with Image.open(io.BytesIO(data)) as image:
+            frames = []
+            for index in range(image.n_frames):
+                image.seek(index)
+                frames.append(np.asarray(image.convert("RGB")))
+            return np.stack(frames)
+    frames = []
     with av.open(io.BytesIO(data)) as clip:
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in clip.decode(video=0)])
+        # How FFmpeg fills gaps in damaged frames depends on its threads.
+        clip.streams.video[0].thread_type = "NONE"
+        for packet in clip.demux(video=0):
+            with suppress(av.error.InvalidDataError):
+                frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
+    return np.stack(frames)

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,6 +16,11 @@ sys.path[:0] = [str(TESTS), str(ROOT / "examples")]
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-videos", type=int, default=140, help="damaged videos that the server is asked about")
+    parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,9 +37,27 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "video-llava")
 
 
+class Server(NamedTuple):
+    url: str
+    process: subprocess.Popen
+    log: Path
+
+
 @pytest.fixture(scope="session")
-def server_url(checkpoint, tmp_path_factory) -> Iterator[str]:
-    """Address of a running server on `checkpoint`, which may read local files."""
+def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
+    """A running server on `checkpoint`, which may read local files."""
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with running_server(checkpoint, log) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server_url(server) -> str:
+    return server.url
+
+
+@contextmanager
+def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[Server]:
     from demo import free_port, wait_until_healthy
 
     port = free_port()
@@ -40,13 +65,14 @@ def server_url(checkpoint, tmp_path_factory) -> Iterator[str]:
     flags = (
         f"--port {port} --dtype float32 --enforce-eager --allowed-local-media-path / --trust-request-mm-kwargs".split()
     )
-    log = tmp_path_factory.mktemp("server") / "log.txt"
     with log.open("w") as output:
-        server = subprocess.Popen(command + flags, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command + flags, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+        )
     try:
-        if not wait_until_healthy(port, server):
+        if not wait_until_healthy(port, process):
             pytest.fail(f"The server did not start:\n{log.read_text()[-5000:]}")
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
-        server.terminate()
-        server.wait(60)
+        process.terminate()
+        process.wait(60)

@@ -8,7 +8,7 @@ from PIL import Image
 from reference.pixels import original_image, original_video
 from transformers import VideoLlavaImageProcessor
 
-from vllm_videollava.pixels import image_pixels, pad_to_square, video_pixels
+from vllm_videollava.pixels import frame_pixels, image_pixels, pad_to_square
 
 SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
 # Where floating point makes the longer side of a video one less, and where the crop starts at half a pixel.
@@ -24,8 +24,8 @@ def test_image_of_the_original(height, width):
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_video_of_the_original(height, width):
-    frames = smooth_frames(2, height, width)
-    assert_rounded(video_pixels(frames, 224, original=True), original_video(frames, 224))
+    frame = smooth_frames(1, height, width)[0]
+    assert_rounded(frame_pixels(frame, 224, original=True), original_video(frame[None], 224)[0])
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -33,9 +33,15 @@ def test_image_of_transformers(height, width):
     image = Image.fromarray(smooth_frames(1, height, width)[0])
     processor = VideoLlavaImageProcessor(do_rescale=False, do_normalize=False)
     expected = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values_images"][0]
-    assert np.array_equal(image_pixels(image, 224, original=False).numpy(), expected)
-    frames = np.asarray(image)[None]
-    assert np.array_equal(video_pixels(frames, 224, original=False)[0].numpy(), expected)
+    assert np.array_equal(image_pixels(image, 224, original=False).transpose(2, 0, 1), expected)
+    assert np.array_equal(frame_pixels(np.asarray(image), 224, original=False).transpose(2, 0, 1), expected)
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_pixels_that_are_ready_stay_as_they_are(original):
+    """A worker makes a clip's pixels, and the processor does not change them."""
+    pixels = frame_pixels(smooth_frames(1, 360, 640)[0], 224, original=original)
+    assert np.array_equal(frame_pixels(pixels, 224, original=original), pixels)
 
 
 def test_padding_puts_the_image_in_the_middle_of_the_mean_colour():
@@ -49,7 +55,8 @@ def test_padding_puts_the_image_in_the_middle_of_the_mean_colour():
     assert_rounded(padded, original_image(square, 56))
 
 
-def assert_rounded(pixels: torch.Tensor, expected: torch.Tensor) -> None:
-    assert pixels.dtype == torch.uint8
+def assert_rounded(pixels: np.ndarray, expected: torch.Tensor) -> None:
+    assert pixels.dtype == np.uint8
+    pixels = torch.from_numpy(pixels).movedim(-1, 0)
     assert pixels.shape == expected.shape
     assert (pixels - expected.clamp(0, 255)).abs().max() <= 0.501

@@ -5,14 +5,12 @@ import contextlib
 import functools
 import http.server
 import io
-import json
 import threading
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
 from clips import encode_clip, smooth_frames
+from http_client import answer, assert_refused, chat, data_url, image_part, part, post, text, video_part
 from PIL import Image
 
 
@@ -31,48 +29,6 @@ def media(tmp_path_factory):
         server.shutdown()
 
 
-def post(server_url: str, path: str, **body) -> tuple[int, dict]:
-    request = urllib.request.Request(
-        f"{server_url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def chat(server_url: str, *parts, **options) -> tuple[int, dict]:
-    messages = [{"role": "user", "content": list(parts)}]
-    return post(
-        server_url, "/v1/chat/completions", **{"messages": messages, "max_tokens": 8, "temperature": 0, **options}
-    )
-
-
-def answer(server_url: str, *parts, **options) -> str:
-    status, reply = chat(server_url, *parts, **options)
-    assert status == 200, reply
-    return reply["choices"][0]["message"]["content"]
-
-
-def text(content: str) -> dict:
-    return {"type": "text", "text": content}
-
-
-def part(kind: str, url: str) -> dict:
-    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
-
-
-def data_url(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def image_part(image: Image.Image, **options) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return part("image", data_url(buffer.getvalue(), "image/png"))
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "media_type"), [("video", "clip.mp4", "video/mp4"), ("image", "photo.jpg", "image/jpeg")]
 )
@@ -88,7 +44,7 @@ def test_file_url_and_base64_agree(server_url, media, kind, name, media_type):
 def test_media_change_the_answer(server_url):
     logprobs = []
     for seed in (1, 2):
-        video = part("video", data_url(encode_clip(smooth_frames(10, 64, 96, seed)), "video/mp4"))
+        video = video_part(encode_clip(smooth_frames(10, 64, 96, seed)))
         _, reply = chat(server_url, video, text("What?"), logprobs=True)
         logprobs.append([step["logprob"] for step in reply["choices"][0]["logprobs"]["content"]])
     assert logprobs[0] != pytest.approx(logprobs[1], abs=0.05)
@@ -114,7 +70,7 @@ def test_a_mix_and_several_turns(server_url, media):
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 5, 6, 7])
 def test_short_clips(server_url, num_frames):
     data = encode_clip(smooth_frames(num_frames, 98, 66))
-    assert answer(server_url, part("video", data_url(data, "video/mp4")), text("What?"))
+    assert answer(server_url, video_part(data), text("What?"))
 
 
 IMAGES = {
@@ -167,7 +123,7 @@ STRANGE = [
 @pytest.mark.parametrize("content", STRANGE)
 def test_no_text_hurts_the_engine(server_url, content):
     options = {"repetition_penalty": 1.3, "presence_penalty": 1.0, "frequency_penalty": 1.0, "prompt_logprobs": 2}
-    video = part("video", data_url(encode_clip(smooth_frames(9, 64, 64)), "video/mp4"))
+    video = video_part(encode_clip(smooth_frames(9, 64, 64)))
     for parts in ([text(content)], [video, text(content)]):
         status, reply = chat(server_url, *parts, **options)
         assert status == 200, reply
@@ -245,15 +201,6 @@ def test_another_number_of_frames_is_refused(server_url, media):
 
 def test_a_prompt_that_is_too_long_is_refused(server_url):
     assert_refused(server_url, *chat(server_url, text("dog " * 20_000)))
-
-
-def assert_refused(server_url: str, status: int, reply: dict, message: str = "") -> None:
-    assert status == 400, reply
-    sentence = reply["error"]["message"]
-    assert message in sentence
-    assert len(sentence) < 500
-    assert "Traceback" not in sentence
-    assert answer(server_url, text("Hi"))
 
 
 def test_streaming(server_url, media):

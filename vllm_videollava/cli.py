@@ -41,7 +41,7 @@ def serve(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Print a few lines about the installation; return 1 if something is missing."""
-    import decord
+    import av
     import vllm
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
@@ -52,7 +52,7 @@ def check(args: argparse.Namespace) -> int:
     print(f"plugin   {'found' if found else 'NOT FOUND: is the package installed in this environment?'}")
     print(f"vllm     {vllm.__version__}")
     print(f"device   {current_platform.device_name}")
-    print(f"decoder  decord {decord.__version__}")
+    print(f"decoder  PyAV {av.__version__}")
     return 0 if found and (args.model is None or _check_model(args.model)) else 1
 
 

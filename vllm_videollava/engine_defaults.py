@@ -1,11 +1,14 @@
-"""What vLLM assumes about this model without flags: tokenizer mode, renderer, frame loader."""
+"""What vLLM assumes about this model without flags: tokenizer mode, renderer, media connector."""
 
+import os
+
+from vllm import envs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
-from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
-from vllm_videollava import video_loader
+from vllm_videollava import media_connector
 
 TOKENIZER_MODE = "video_llava"
 """Also the renderer's name: vLLM looks both up under the tokenizer mode."""
@@ -19,18 +22,19 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         if model_config.tokenizer_mode not in ("auto", "hf", TOKENIZER_MODE):
             raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; 'auto' and 'hf' are supported.")
         model_config.tokenizer_mode = TOKENIZER_MODE
-        media_io = model_config.multimodal_config.media_io_kwargs
-        # Images keep their mode until this package converts them, as the original code does.
-        media_io["image"] = {"image_mode": None, **media_io.get("image", {})}
-        video = {"video_backend": video_loader.NAME, **media_io.get("video", {})}
-        if video["video_backend"] == video_loader.NAME:
-            # Not as num_frames, by which vLLM would cut off a sequence of JPEG frames.
-            video = {"num_frames": -1, **video, "clip_frames": model_config.hf_config.num_frames}
-        media_io["video"] = video
+        if envs.VLLM_MEDIA_CONNECTOR not in ("http", media_connector.NAME):
+            raise ValueError(f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; this model has its own.")
+        os.environ["VLLM_MEDIA_CONNECTOR"] = media_connector.NAME
+        config = model_config.hf_config
+        model_config.multimodal_config.media_io_kwargs[media_connector.NAME] = {
+            "num_frames": config.num_frames,
+            "size": config.video_config.image_size,
+            "original": config.original_format,
+        }
 
 
 def register(architecture: str) -> None:
     MODELS_CONFIG_MAP[architecture] = VideoLlavaEngineDefaults
     TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.tokenizer", "VideoLlavaTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.renderer", "VideoLlavaRenderer")
-    VIDEO_LOADER_REGISTRY.register(video_loader.NAME)(video_loader.ClipLoader)
+    MEDIA_CONNECTOR_REGISTRY.register(media_connector.NAME)(media_connector.VideoLlavaMediaConnector)

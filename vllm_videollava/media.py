@@ -1,17 +1,19 @@
 """Images and clips as users hand them over, made uniform: an RGB image, or frames in an array."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from vllm.multimodal.media import MediaConnector, MediaWithBytes
+from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
+from vllm_videollava.errors import MediaError
 from vllm_videollava.frames import sample_array
+from vllm_videollava.media_connector import VideoLlavaMediaConnector
 
 MAX_SIDE_RATIO = 64
 
@@ -28,24 +30,24 @@ class VideoLlavaDataParser(MultiModalDataParser):
         super().__init__()
         self._num_frames = num_frames
         # For `Path` only: a string may come from a client, a `Path` never does.
-        self._connector = MediaConnector(dict(media_io_kwargs), allowed_local_media_path="/")
+        self._connector = VideoLlavaMediaConnector(dict(media_io_kwargs), allowed_local_media_path="/")
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
         """Load, check and convert media; other modalities are left to vLLM.
 
         Raises:
-            ValueError: an item is of a kind, shape or dtype that is not supported.
+            MediaError: an item cannot be decoded, or is of a kind, shape or dtype that is not supported.
         """
         mm_data = dict(mm_data)
         if (images := mm_data.get("image")) is not None:
-            mm_data["image"] = [self._read_image(item) for item in _split_images(images)]
+            mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
         if (videos := mm_data.get("video")) is not None:
-            mm_data["video"] = [self._read_video(item) for item in _split_videos(videos)]
+            mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
         return super().parse_mm_data(mm_data)
 
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
-            item = self._connector.fetch_image(item.resolve().as_uri(), image_mode=None)
+            item = self._connector.fetch_image(item.resolve().as_uri())
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=to_rgb(item.media))
         return None if item is None else to_rgb(item)
@@ -59,6 +61,18 @@ class VideoLlavaDataParser(MultiModalDataParser):
             frames, metadata = item
             return self._read_video(frames), metadata
         return None if item is None else sample_array(to_frames(item), self._num_frames)
+
+
+def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """Read items; of what is wrong with one of several, say which it is."""
+    results = []
+    for number, item in enumerate(items, 1):
+        try:
+            results.append(read(item))
+        except ValueError as error:
+            sentence = f"{kind} {number}: {error}" if len(items) > 1 else str(error)
+            raise MediaError(sentence, detail=getattr(error, "detail", None)) from error
+    return results
 
 
 def to_rgb(image: Any) -> Image.Image:

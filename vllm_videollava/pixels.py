@@ -1,22 +1,23 @@
-"""Frames and images to the towers' pixels: resize, crop and round, each format in its own way.
+"""Images and frames to the towers' pixels: resize, crop and round, each format in its own way.
 
-Pixels leave as uint8; the towers normalise them. Sources: the original's
-`processing_image.py` and `processing_video.py` with torchvision 0.15 on
-tensors, and transformers' `VideoLlavaImageProcessor`.
+Pixels leave as uint8; the towers normalise them. Only the part that the crop
+keeps is computed. Sources: the original's `processing_image.py` and
+`processing_video.py` with torchvision 0.15 on tensors, and transformers'
+`VideoLlavaImageProcessor`.
 """
 
 import math
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC_A = -0.75
+"""PyTorch's constant of cubic convolution; Pillow has -0.5."""
 
 
-def image_pixels(image: Image.Image, size: int, *, original: bool, pad: bool = False) -> torch.Tensor:
+def image_pixels(image: Image.Image, size: int, *, original: bool, pad: bool = False) -> np.ndarray:
     """Scale the shorter side of an image to `size` and cut the middle out.
 
     Args:
@@ -26,36 +27,36 @@ def image_pixels(image: Image.Image, size: int, *, original: bool, pad: bool = F
         pad: make the image square first, as the original's benchmarks do.
 
     Returns:
-        uint8 `[3, size, size]`.
+        uint8 `[size, size, 3]`.
     """
     if pad:
         image = pad_to_square(image)
     if not original:
         return _pillow_pixels(image, size)
-    scaled = _scaled_size(image.height, image.width, size)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    return _crop_and_round(F.interpolate(pixels, scaled, mode="bicubic"), size)[0]
+    return _sample(np.asarray(image), _scaled_size(image.height, image.width, size), size, _bicubic_taps)
 
 
-def video_pixels(frames: np.ndarray, size: int, *, original: bool) -> torch.Tensor:
-    """Scale the shorter side of a clip's frames to `size` and cut the middle out.
+def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
+    """Scale the shorter side of a clip's frame to `size` and cut the middle out.
+
+    Pixels that this has made before come out as they are.
 
     Args:
-        frames: uint8 `[T, H, W, 3]`, RGB.
+        frame: uint8 `[H, W, 3]`, RGB.
         original: as the original code (bilinear, not antialiased) or as
             transformers (bicubic, antialiased).
 
     Returns:
-        uint8 `[T, 3, size, size]`.
+        uint8 `[size, size, 3]`.
     """
+    height, width, _ = frame.shape
+    if height == width == size:
+        return frame
     if not original:
-        return torch.stack([_pillow_pixels(Image.fromarray(frame), size) for frame in frames])
-    height, width = frames.shape[1:3]
+        return _pillow_pixels(Image.fromarray(frame), size)
     # Divided first, unlike an image's size: where the result is whole, floating point may give one less.
     longer = math.floor(max(height, width) / min(height, width) * size)
-    scaled = (size, longer) if height <= width else (longer, size)
-    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    return _crop_and_round(F.interpolate(pixels, scaled, mode="bilinear"), size)
+    return _sample(frame, (size, longer) if height <= width else (longer, size), size, _bilinear_taps)
 
 
 def pad_to_square(image: Image.Image) -> Image.Image:
@@ -71,16 +72,50 @@ def _scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, longer) if height <= width else (longer, size)
 
 
-def _crop_and_round(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    height, width = pixels.shape[-2:]
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    crop = pixels[..., top : top + size, left : left + size]
-    return crop.round().clamp(0, 255).to(torch.uint8).contiguous()
+def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps) -> np.ndarray:
+    """Resize `[H, W, 3]` to `scaled`, but compute only the `size` x `size` pixels in the middle."""
+    height, width, _ = rgb.shape
+    rows, row_weights = taps(height, scaled[0], size)
+    columns, column_weights = taps(width, scaled[1], size)
+    # With the channels as columns of their own, all that is added up lies side by side.
+    columns = (columns[..., None] * 3 + np.arange(3)).reshape(len(columns), -1)
+    near = rgb[rows.ravel()].reshape(rows.size, -1)
+    near = sum(near.take(tap, axis=1) * weights.repeat(3) for tap, weights in zip(columns, column_weights, strict=True))
+    near = near.reshape(*rows.shape, -1)
+    mixed = sum(tap * weights[:, None] for tap, weights in zip(near, row_weights, strict=True))
+    return mixed.round().clip(0, 255).astype(np.uint8).reshape(size, size, 3)
 
 
-def _pillow_pixels(image: Image.Image, size: int) -> torch.Tensor:
+def _bilinear_taps(length: int, scaled_length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which 2 pixels along a side make each of the `size` new ones, and their weights, `[2, size]` each."""
+    places = _places(length, scaled_length, size).clip(0)
+    first = np.floor(places)
+    return _within(first, np.arange(2), length), np.stack([1 - (places - first), places - first])
+
+
+def _bicubic_taps(length: int, scaled_length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which 4 pixels along a side make each of the `size` new ones, and their weights, `[4, size]` each."""
+    places = _places(length, scaled_length, size)
+    first, offsets = np.floor(places), np.arange(-1, 3)
+    distances = np.abs(places - first - offsets[:, None].astype(np.float32))
+    near = ((BICUBIC_A + 2) * distances - (BICUBIC_A + 3)) * distances**2 + 1
+    far = BICUBIC_A * (((distances - 5) * distances + 8) * distances - 4)
+    return _within(first, offsets, length), np.where(distances <= 1, near, far)
+
+
+def _places(length: int, scaled_length: int, size: int) -> np.ndarray:
+    """Return where the centres of the `size` new pixels in the middle lie on the old side, as exact as PyTorch."""
+    start = round((scaled_length - size) / 2)
+    new = np.arange(start, start + size, dtype=np.float32)
+    return np.float32(length / scaled_length) * (new + np.float32(0.5)) - np.float32(0.5)
+
+
+def _within(first: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
+    return (first.astype(int) + offsets[:, None]).clip(0, length - 1)
+
+
+def _pillow_pixels(image: Image.Image, size: int) -> np.ndarray:
     height, width = _scaled_size(image.height, image.width, size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     top, left = (height - size) // 2, (width - size) // 2
-    image = image.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -20,7 +20,7 @@ from vllm.multimodal.processing import (
 
 from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.media import VideoLlavaDataParser
-from vllm_videollava.pixels import image_pixels, video_pixels
+from vllm_videollava.pixels import frame_pixels, image_pixels
 from vllm_videollava.prompt import check_placeholders
 from vllm_videollava.tokenizer import PLACEHOLDERS
 
@@ -51,12 +51,16 @@ class VideoLlavaProcessor:
         if images:
             size, pad = self.config.image_config.image_size, image_aspect_ratio == "pad"
             pixels = [image_pixels(image, size, original=original, pad=pad) for image in images]
-            features["pixel_values_images"] = torch.stack(pixels)
+            features["pixel_values_images"] = _channels_first(pixels)
         if videos:
             size = self.config.video_config.image_size
-            pixels = [video_pixels(frames, size, original=original) for frames in videos]
-            features["pixel_values_videos"] = torch.stack(pixels)
+            pixels = [[frame_pixels(frame, size, original=original) for frame in frames] for frames in videos]
+            features["pixel_values_videos"] = _channels_first(pixels)
         return BatchFeature(features)
+
+
+def _channels_first(pixels: list) -> torch.Tensor:
+    return torch.from_numpy(np.stack(pixels)).movedim(-1, -3).contiguous()
 
 
 class VideoLlavaProcessingInfo(BaseProcessingInfo):

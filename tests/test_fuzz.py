@@ -1,0 +1,94 @@
+"""Damaged files of every kind against a running server: each gets an answer or a sentence, and no harm is done.
+
+`make fuzz` asks about many more of them.
+"""
+
+import os
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from clips import encode_clip, moving_frames
+from damage import damage, good_images, good_videos
+from http_client import chat, data_url, part, text
+
+SECONDS_TO_ANSWER = 40
+MAX_SENTENCE = 300
+
+
+@pytest.fixture
+def resources(server):
+    """A function that counts what the server and its processes hold."""
+
+    def count() -> dict[str, int]:
+        pids = process_tree(server.process.pid)
+        return {
+            "processes": len(pids),
+            "file descriptors": len(os.listdir(f"/proc/{server.process.pid}/fd")),
+            "shared memory": len(os.listdir("/dev/shm")),
+            "files in memory": sum("memfd:" in Path(f"/proc/{pid}/maps").read_text() for pid in pids),
+        }
+
+    return count
+
+
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all below it that live."""
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return [pid, *(below for child in children for below in process_tree(child))]
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_damaged_files(server, resources, kind, request, record_property):
+    rng = random.Random(2024)
+    good = good_videos() if kind == "video" else good_images()
+    for data in good:
+        ask(server.url, kind, data)
+    before = resources()
+    statuses = Counter()
+    for number in range(request.config.getoption(f"--fuzz-{kind}s")):
+        data = damage(good[number % len(good)], rng)
+        status, reply = ask(server.url, kind, data)
+        statuses[status] += 1
+        assert status in (200, 400), (number, reply)
+        if status == 400:
+            sentence = reply["error"]["message"]
+            assert sentence.startswith(f"Message 1, part 2: The {kind} "), sentence
+            assert len(sentence) < MAX_SENTENCE
+            assert not re.search(r"(?<!\w)/\w", sentence), f"names a path: {sentence}"
+        # A clip of its own each time, because decoded ones are kept.
+        status, reply = ask(server.url, "video", good_clip(number))
+        assert status == 200, (number, reply)
+    assert statuses[200]
+    assert statuses[400]
+    record_property("statuses", dict(statuses))
+    print(kind, dict(statuses))
+    wait_for(lambda: all(now <= before[what] for what, now in resources().items()), lambda: (before, resources()))
+
+
+def ask(url: str, kind: str, data: bytes) -> tuple[int, dict]:
+    start = time.monotonic()
+    medium = part(kind, data_url(data, f"{kind}/any"))
+    result = chat(url, text("What?"), medium, max_tokens=1)
+    assert time.monotonic() - start < SECONDS_TO_ANSWER
+    return result
+
+
+def good_clip(number: int) -> bytes:
+    # A box of type "free", which players pass over.
+    return GOOD_CLIP + b"\x00\x00\x00\x10free" + number.to_bytes(8, "big")
+
+
+GOOD_CLIP = encode_clip(moving_frames(9, 48, 64))
+
+
+def wait_for(condition, describe, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, describe()
+        time.sleep(0.2)

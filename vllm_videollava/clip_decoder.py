@@ -1,0 +1,261 @@
+"""Decoding the frames of a clip that the model sees, and few others.
+
+The frames are those that a decoder gives which decodes the whole clip. To be
+faster, only groups of pictures that hold a wanted frame are decoded, from
+their key frame on, without pictures that no other picture refers to. Where a
+clip does not say enough for that, or decoding shows that it said something
+wrong, all of it is decoded.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import BinaryIO
+
+import av
+import numpy as np
+from PIL import Image, ImageSequence
+
+from vllm_videollava.envs import Settings, variable
+from vllm_videollava.errors import MediaError
+from vllm_videollava.frames import sample_indices
+
+# FFmpeg also has formats that open other files or addresses; these do not.
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,obu,mjpeg,"
+    "yuv4mpegpipe,mxf,nut,dv,rm,3gp,wtv,vob"
+)
+# Where each packet is one picture with its time, and key frames can be trusted.
+INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
+INDEXED_CODECS = {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg"}
+# Where FFmpeg can tell that no other picture refers to a picture.
+SKIPPABLE_CODECS = {"h264", "mpeg4"}
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class _IndexError(Exception):
+    """The clip's packets promised a frame that decoding from its key frame did not give."""
+
+
+def decode_frames(
+    file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int = 1
+) -> np.ndarray:
+    """Decode `num_frames` frames, evenly spread over a clip, and apply `transform` to each as it comes.
+
+    Args:
+        file: the clip, open for reading.
+        transform: from an upright frame, uint8 `[H, W, 3]`, RGB, to what is wanted of it.
+        threads: how many the decoder may use.
+
+    Returns:
+        What `transform` returned for each frame, stacked.
+
+    Raises:
+        MediaError: the file is no clip that can be decoded, or goes beyond `settings`.
+    """
+    try:
+        return _decode(file, num_frames, transform, settings, threads)
+    except MemoryError:
+        raise
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(f"The video cannot be decoded: {error.strerror or error}.") from error
+
+
+def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
+    if _is_webp(file):
+        return _decode_webp(file, num_frames, transform, settings)
+    with _open(file, threads) as (container, stream):
+        packets = _read_packets(container, stream, settings)
+        _check_size(stream.codec_context, settings)
+        if _can_index(container, stream, packets):
+            try:
+                return _decode_indexed(stream.codec_context, packets, num_frames, transform, settings)
+            except _IndexError:
+                pass
+    return _decode_whole(file, threads, len(packets), num_frames, transform, settings)
+
+
+@contextmanager
+def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    file.seek(0)
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+    with av.open(file, options=options, metadata_errors="replace") as container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise MediaError("The video file has no video in it.")
+        stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", threads
+        yield container, stream
+
+
+def _read_packets(container, stream, settings: Settings) -> list[av.Packet]:
+    """Read a clip's packets, all of them or as far as the file goes."""
+    packets = []
+    with _passing_damage():
+        for packet in container.demux(stream):
+            if packet.size:
+                packets.append(packet)
+                _check_count(len(packets), settings)
+    times = [packet.pts for packet in packets if packet.pts is not None]
+    if times:
+        _check_duration(float((max(times) - min(times)) * stream.time_base), settings)
+    return packets
+
+
+@contextmanager
+def _passing_damage(otherwise: Exception | None = None) -> Iterator[None]:
+    """Pass over what FFmpeg says of damage, as players do, or raise something else for it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except av.FFmpegError as error:
+        if otherwise:
+            raise otherwise from error
+
+
+def _can_index(container, stream, packets: list[av.Packet]) -> bool:
+    if stream.codec_context.name not in INDEXED_CODECS or INDEXED_FORMATS.isdisjoint(container.format.name.split(",")):
+        return False
+    shown = [packet.pts for packet in packets if not packet.is_discard]
+    if not shown or None in shown or len(set(shown)) < len(shown) or not packets[0].is_keyframe:
+        return False
+    decoded = [packet.dts for packet in packets if packet.dts is not None]
+    return all(before < after for before, after in pairwise(decoded))
+
+
+def _decode_indexed(
+    context, packets: list[av.Packet], num_frames: int, transform: Transform, settings: Settings
+) -> np.ndarray:
+    position = {packet.pts: index for index, packet in enumerate(packets) if not packet.is_discard}
+    times = sorted(position)
+    wanted = [times[index] for index in sample_indices(len(times), num_frames)]
+    keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+    groups: dict[int, set[int]] = {}
+    for time in wanted:
+        # What is shown before a key frame, but stored after it, may refer to pictures before it.
+        key = max((key for key in keys if key <= position[time] and packets[key].pts <= time), default=0)
+        groups.setdefault(key, set()).add(time)
+    results: dict[int, np.ndarray] = {}
+    for key, times_in_group in groups.items():
+        last = max(position[time] for time in times_in_group)
+        for time, frame in _decode_group(context, packets[key : last + 1], times_in_group):
+            results[time] = transform(_upright_rgb(frame, settings))
+    if len(results) < len(set(wanted)):
+        raise _IndexError
+    return np.stack([results[time] for time in wanted])
+
+
+def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode packets from a key frame on, and yield the frames whose times are wanted.
+
+    Raises:
+        _IndexError: damage was met, which decoding the whole clip may be free of.
+    """
+    context.flush_buffers()
+    skips = context.name in SKIPPABLE_CODECS
+    for packet in [*packets, None]:
+        if packet is not None and skips:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        with _passing_damage(otherwise=_IndexError()):
+            frames = context.decode(packet)
+        for frame in frames:
+            if frame.pts in wanted:
+                if frame.is_corrupt:
+                    raise _IndexError
+                yield frame.pts, frame
+
+
+def _decode_whole(
+    file: BinaryIO, threads: int, guess: int, num_frames: int, transform: Transform, settings: Settings
+) -> np.ndarray:
+    """Decode a clip from first to last, and once more if it does not have as many frames as guessed."""
+    wanted = sample_indices(guess, num_frames)
+    results: dict[int, np.ndarray] = {}
+    count = 0
+    for frame in _every_frame(file, threads, settings):
+        if count in wanted:
+            results[count] = transform(_upright_rgb(frame, settings))
+        count += 1
+        _check_count(count, settings)
+    if not count:
+        raise MediaError("The video has no frame that can be decoded.")
+    if count != guess:
+        return _decode_whole(file, threads, count, num_frames, transform, settings)
+    return np.stack([results[index] for index in wanted])
+
+
+def _every_frame(file: BinaryIO, threads: int, settings: Settings) -> Iterator[av.VideoFrame]:
+    with _open(file, threads) as (container, stream):
+        for packet in [*_read_packets(container, stream, settings), None]:
+            frames = []
+            with _passing_damage():
+                frames = stream.codec_context.decode(packet)
+            yield from frames
+
+
+def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
+    _check_size(frame, settings)
+    rgb = frame.to_ndarray(format="rgb24", threads=1)
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    return rgb if matrix is None else _turn(rgb, np.frombuffer(matrix, np.int32))
+
+
+def _turn(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Rotate and mirror a frame by multiples of 90 degrees, as the container asks.
+
+    Args:
+        matrix: int32 `[9]`, of which the first two columns of the first two
+            rows say where a step to the right and a step down lead.
+    """
+    a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
+    if abs(a) < abs(b):
+        rgb, a, d = rgb.transpose(1, 0, 2), c, b
+    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _is_webp(file: BinaryIO) -> bool:
+    file.seek(0)
+    header = file.read(12)
+    return header[:4] == b"RIFF" and header[8:] == b"WEBP"
+
+
+def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
+    """Decode with Pillow: FFmpeg has no animated WebP."""
+    with Image.open(file, formats=("WEBP",)) as image:
+        _check_size(image, settings)
+        count = image.n_frames
+        _check_count(count, settings)
+        wanted = sample_indices(count, num_frames)
+        results = {}
+        duration = 0
+        for index, frame in enumerate(ImageSequence.Iterator(image)):
+            frame.load()
+            duration += frame.info.get("duration", 0)
+            _check_duration(duration / 1000, settings)
+            if index in wanted:
+                results[index] = transform(np.asarray(frame.convert("RGB")))
+    return np.stack([results[index] for index in wanted])
+
+
+def _check_size(frame, settings: Settings) -> None:
+    if frame.width * frame.height > settings.max_frame_pixels:
+        _refuse(
+            f"has frames of {frame.width}x{frame.height} = {frame.width * frame.height} pixels",
+            "max_frame_pixels",
+            settings,
+        )
+
+
+def _check_count(count: int, settings: Settings) -> None:
+    if count > settings.max_frames:
+        _refuse(f"has {count} frames or more", "max_frames", settings)
+
+
+def _check_duration(seconds: float, settings: Settings) -> None:
+    if seconds > settings.max_video_seconds:
+        _refuse(f"lasts {seconds:.0f} seconds or more", "max_video_seconds", settings)
+
+
+def _refuse(what: str, field: str, settings: Settings) -> None:
+    raise MediaError(f"The video {what}; {variable(field)} is {getattr(settings, field)}.")

@@ -1,0 +1,45 @@
+"""Decoding an image file."""
+
+from contextlib import suppress
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vllm_videollava.errors import MediaError
+
+
+def decode_image(file: BinaryIO, formats: tuple[str, ...], max_pixels: int) -> np.ndarray:
+    """Decode the first picture of an image file, upright, and convert it as the original code does.
+
+    Args:
+        file: the image, open for reading.
+        formats: Pillow's names of the formats that are let in.
+        max_pixels: of the largest image, 0 for no limit; vLLM's VLLM_MAX_IMAGE_PIXELS.
+
+    Returns:
+        uint8 `[H, W, 3]`, RGB; transparency is dropped.
+
+    Raises:
+        MediaError: the file is no image that can be decoded, or has too many pixels.
+    """
+    # Pillow's own limit warns, and then raises at twice the size.
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with Image.open(file, formats=formats) as image:
+            _check_size(image, max_pixels)
+            # Damaged EXIF data is no reason to refuse a picture.
+            with suppress(SyntaxError, ValueError, KeyError, TypeError):
+                ImageOps.exif_transpose(image, in_place=True)
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise MediaError("The image is damaged, or in a format that is not supported.") from error
+    except OSError as error:
+        raise MediaError(f"The image cannot be decoded: {error}.") from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    num_pixels = image.width * image.height
+    if 0 < max_pixels < num_pixels:
+        what = f"{image.width}x{image.height} = {num_pixels} pixels"
+        raise MediaError(f"The image has {what}; VLLM_MAX_IMAGE_PIXELS is {max_pixels}.")
