@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -74,5 +75,22 @@ def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[
             pytest.fail(f"The server did not start:\n{log.read_text()[-5000:]}")
         yield Server(f"http://127.0.0.1:{port}", process, log)
     finally:
+        below = process_tree(process.pid)
         process.terminate()
         process.wait(60)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+
+
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all below it that live."""
+    children = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        children += [int(child) for child in (task / "children").read_text().split()]
+    return [pid, *(below for child in children for below in process_tree(child))]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -154,6 +154,14 @@ def test_limits_are_named_with_what_was_met(name):
             decode(data, **settings)
 
 
+@pytest.mark.parametrize("name", ["GIF", "WebP"])
+def test_a_narrow_clip(name):
+    with pytest.raises(
+        MediaError, match=r"^The video of 650x10 pixels is too narrow; one side may be at most 64 times"
+    ):
+        decode(encode_as(name, moving_frames(3, 10, 650)))
+
+
 def playlist(path) -> bytes:
     return f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{path}\n#EXT-X-ENDLIST\n".encode()
 

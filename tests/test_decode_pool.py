@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TESTS
+from conftest import TESTS, wait_until
 
 from vllm_videollava import decode_pool
 from vllm_videollava.decode_pool import DecodePool
@@ -148,10 +148,3 @@ def test_nothing_is_left_behind(end, busy):
     process.communicate(timeout=20)
     wait_until(lambda: not Path(f"/proc/{worker}").exists())
     assert set(os.listdir("/dev/shm")) <= before
-
-
-def wait_until(condition, seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

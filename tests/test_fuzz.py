@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from clips import encode_clip, moving_frames
+from conftest import process_tree, wait_until
 from damage import damage, good_images, good_videos
 from http_client import chat, data_url, part, text
 
@@ -35,16 +36,8 @@ def resources(server):
     return count
 
 
-def process_tree(pid: int) -> list[int]:
-    """Return a process and all below it that live."""
-    children = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
-    return [pid, *(below for child in children for below in process_tree(child))]
-
-
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_damaged_files(server, resources, kind, request, record_property):
+def test_damaged_files(server, resources, kind, request):
     rng = random.Random(2024)
     good = good_videos() if kind == "video" else good_images()
     for data in good:
@@ -66,9 +59,8 @@ def test_damaged_files(server, resources, kind, request, record_property):
         assert status == 200, (number, reply)
     assert statuses[200]
     assert statuses[400]
-    record_property("statuses", dict(statuses))
-    print(kind, dict(statuses))
-    wait_for(lambda: all(now <= before[what] for what, now in resources().items()), lambda: (before, resources()))
+    print(f"{kind}s: {dict(statuses)}")
+    wait_until(lambda: all(now <= before[what] for what, now in resources().items()))
 
 
 def ask(url: str, kind: str, data: bytes) -> tuple[int, dict]:
@@ -85,10 +77,3 @@ def good_clip(number: int) -> bytes:
 
 
 GOOD_CLIP = encode_clip(moving_frames(9, 48, 64))
-
-
-def wait_for(condition, describe, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, describe()
-        time.sleep(0.2)

@@ -32,7 +32,7 @@ def test_importing_the_package_imports_nothing_heavy(module):
 def test_registering_imports_neither_model_nor_decoder():
     code = (
         "import sys, vllm_videollava as package; package.register(); package.register()\n"
-        "print([name for name in sys.modules if name in ('vllm_videollava.model', 'decord')])"
+        "print([name for name in sys.modules if name in ('vllm_videollava.model', 'av')])"
     )
     assert run(code) == "[]"
 
@@ -108,7 +108,7 @@ def test_check_tells_what_is_installed(checkpoint, tmp_path):
     report = subprocess.run([*command, str(checkpoint)], capture_output=True, text=True, check=True).stdout
     for line in (
         "plugin   found",
-        "decoder  decord",
+        "decoder  PyAV",
         "original format",
         "136 tokens, 8 frames",
         "temporal attention: yes",

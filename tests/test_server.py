@@ -5,6 +5,7 @@ import contextlib
 import functools
 import http.server
 import io
+import re
 import threading
 
 import numpy as np
@@ -190,6 +191,23 @@ def test_a_sequence_of_pictures_is_sampled_like_a_clip(server_url):
         logprobs.append([step["logprob"] for step in reply["choices"][0]["logprobs"]["content"]])
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
     assert logprobs[0] != pytest.approx(logprobs[2], abs=1e-2)
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-Request-Id": "one-of-mine"}])
+def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, headers):
+    good, bad = (part("video", (media[0] / name).as_uri()) for name in ("clip.mp4", "text"))
+    messages = [
+        {"role": "user", "content": [good, text("What?")]},
+        {"role": "assistant", "content": "A clip."},
+        {"role": "user", "content": [text("And this?"), bad]},
+    ]
+    status, reply = post(server.url, "/v1/chat/completions", headers, messages=messages)
+    sentence = "Message 3, part 2: The video cannot be decoded: Invalid data found when processing input."
+    assert_refused(server.url, status, reply, sentence)
+    assert str(media[0]) not in reply["error"]["message"]
+    logged = re.findall(rf"Request (\S+) refused: {re.escape(sentence)}", server.log.read_text())
+    assert logged[-1] == headers.get("X-Request-Id", logged[-1])
+    assert logged[-1] != "None"
 
 
 def test_another_number_of_frames_is_refused(server_url, media):

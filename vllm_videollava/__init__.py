@@ -4,7 +4,7 @@ ARCHITECTURE = "VideoLlavaForConditionalGeneration"
 
 
 def register() -> None:
-    """Register config, tokenizer, renderer, frame loader and model with vLLM.
+    """Register config, tokenizer, renderer, media connector and model with vLLM.
 
     vLLM calls this in every process through the entry point
     `vllm.general_plugins`. Everything heavy is registered by name and imported

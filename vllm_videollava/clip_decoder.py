@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from vllm_videollava.envs import Settings, variable
-from vllm_videollava.errors import MediaError
+from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_indices
 
 # FFmpeg also has formats that open other files or addresses; these do not.
@@ -239,12 +239,10 @@ def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings
 
 
 def _check_size(frame, settings: Settings) -> None:
-    if frame.width * frame.height > settings.max_frame_pixels:
-        _refuse(
-            f"has frames of {frame.width}x{frame.height} = {frame.width * frame.height} pixels",
-            "max_frame_pixels",
-            settings,
-        )
+    num_pixels = frame.width * frame.height
+    if num_pixels > settings.max_frame_pixels:
+        _refuse(f"has frames of {frame.width}x{frame.height} = {num_pixels} pixels", "max_frame_pixels", settings)
+    check_sides("The video", frame.height, frame.width)
 
 
 def _check_count(count: int, settings: Settings) -> None:

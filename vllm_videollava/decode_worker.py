@@ -20,8 +20,6 @@ from typing import Any
 
 import numpy as np
 
-# Not while a request waits.
-from vllm_videollava import clip_decoder, image_decoder  # noqa: F401
 from vllm_videollava.errors import MediaError
 
 MESSAGE_BYTES = 1 << 16
@@ -31,6 +29,9 @@ Answer = tuple[int, Any]
 
 
 def main() -> None:
+    # Neither while a request waits, nor in the process that knows this file for its messages only.
+    from vllm_videollava import clip_decoder, image_decoder  # noqa: F401
+
     server = socket.socket(fileno=0)
     data_bytes = resource.getpagesize() * _count_data_pages()
     while True:

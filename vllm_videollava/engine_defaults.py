@@ -9,6 +9,7 @@ from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
 from vllm_videollava import media_connector
+from vllm_videollava.envs import read_settings
 
 TOKENIZER_MODE = "video_llava"
 """Also the renderer's name: vLLM looks both up under the tokenizer mode."""
@@ -24,6 +25,8 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         model_config.tokenizer_mode = TOKENIZER_MODE
         if envs.VLLM_MEDIA_CONNECTOR not in ("http", media_connector.NAME):
             raise ValueError(f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; this model has its own.")
+        # Now, rather than at the first request.
+        read_settings()
         os.environ["VLLM_MEDIA_CONNECTOR"] = media_connector.NAME
         config = model_config.hf_config
         model_config.multimodal_config.media_io_kwargs[media_connector.NAME] = {

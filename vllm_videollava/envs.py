@@ -14,7 +14,7 @@ class Settings:
         decode_memory_mb: MiB of memory that decoding one image or video may take.
         decoded_cache_mb: MiB of decoded videos that are kept for the next request; 0 means none.
         max_media_mb: MiB of the largest file, base64 decoded.
-        max_frame_pixels: pixels of the largest frame of a video. Images have vLLM's VLLM_MAX_IMAGE_PIXELS.
+        max_frame_pixels: pixels of the largest frame of a video.
         max_frames: frames of the longest video.
         max_video_seconds: duration of the longest video.
     """

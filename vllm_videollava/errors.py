@@ -1,4 +1,6 @@
-"""What is said of media that cannot be used."""
+"""Which media are refused, and what is said of them."""
+
+MAX_SIDE_RATIO = 64
 
 
 class MediaError(ValueError):
@@ -14,3 +16,16 @@ class MediaError(ValueError):
         super().__init__(sentence)
         self.detail = detail
         self.url = url
+
+
+def check_sides(medium: str, height: int, width: int) -> None:
+    """Refuse what is too narrow: padded to a square, or scaled before the crop, it would be huge.
+
+    Raises:
+        MediaError: one side is more than 64 times the other.
+    """
+    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
+        raise MediaError(
+            f"{medium} of {width}x{height} pixels is too narrow; "
+            f"one side may be at most {MAX_SIDE_RATIO} times the other."
+        )

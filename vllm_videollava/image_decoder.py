@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vllm_videollava.errors import MediaError
+from vllm_videollava.errors import MediaError, check_sides
 
 
 def decode_image(file: BinaryIO, formats: tuple[str, ...], max_pixels: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def decode_image(file: BinaryIO, formats: tuple[str, ...], max_pixels: int) -> n
         uint8 `[H, W, 3]`, RGB; transparency is dropped.
 
     Raises:
-        MediaError: the file is no image that can be decoded, or has too many pixels.
+        MediaError: the file is no image that can be decoded, has too many pixels, or is too narrow.
     """
     # Pillow's own limit warns, and then raises at twice the size.
     Image.MAX_IMAGE_PIXELS = None
@@ -39,6 +39,7 @@ def decode_image(file: BinaryIO, formats: tuple[str, ...], max_pixels: int) -> n
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
+    check_sides("The image", image.height, image.width)
     num_pixels = image.width * image.height
     if 0 < max_pixels < num_pixels:
         what = f"{image.width}x{image.height} = {num_pixels} pixels"

@@ -11,11 +11,9 @@ from PIL import Image
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
-from vllm_videollava.errors import MediaError
+from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array
 from vllm_videollava.media_connector import VideoLlavaMediaConnector
-
-MAX_SIDE_RATIO = 64
 
 
 class VideoLlavaDataParser(MultiModalDataParser):
@@ -85,7 +83,7 @@ def to_rgb(image: Any) -> Image.Image:
         ValueError: it is none of these, or cannot be read.
     """
     if isinstance(image, Image.Image):
-        _check_sides(image.height, image.width)
+        check_sides("An image", image.height, image.width)
         try:
             return image.convert("RGB")
         except OSError as error:
@@ -95,7 +93,7 @@ def to_rgb(image: Any) -> Image.Image:
         array = array.transpose(1, 2, 0)
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
         raise ValueError(f"An image array has shape {array.shape}; supported are [H, W, 3], [3, H, W] and [H, W].")
-    _check_sides(*array.shape[:2])
+    check_sides("An image", *array.shape[:2])
     return Image.fromarray(array).convert("RGB")
 
 
@@ -119,17 +117,8 @@ def to_frames(frames: Any) -> np.ndarray:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
         raise ValueError(f"A video array has shape {array.shape}; supported are [N, H, W, 3] and [N, 3, H, W].")
-    _check_sides(*array.shape[1:3])
+    check_sides("A video", *array.shape[1:3])
     return array
-
-
-def _check_sides(height: int, width: int) -> None:
-    # Before the crop, the longer side grows with the shorter one to the towers' size.
-    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
-        raise ValueError(
-            f"An image or frame of {width}x{height} pixels is too narrow; "
-            f"one side may be at most {MAX_SIDE_RATIO} times the other."
-        )
 
 
 def _as_uint8(array: Any, kind: str) -> np.ndarray:

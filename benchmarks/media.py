@@ -1,0 +1,194 @@
+"""Time from a clip's file to the pixels that are sent to the engine, this package's way and others.
+
+    python benchmarks/media.py
+
+Writes benchmarks/results/media.jsonl. All ways make 8 frames of 224 pixels:
+transformers' with its own steps, those of OpenCV and decord with the original
+code's. The last way shows what is left of the difference when decord is given
+this package's resizing and one thread for each clip. Takes about 20 minutes.
+"""
+
+import argparse
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+from harness import interleave, row, write_rows
+from PIL import Image
+from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
+
+from vllm_videollava.frames import sample_indices
+from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector
+from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+
+from reference.pixels import original_video
+
+SIZE = 224
+FRAMES_PER_SECOND = 30
+HEIGHTS = {"360p": 360, "720p": 720, "1080p": 1080, "4K": 2160}
+SECONDS = (10, 120)
+CONNECTOR = VideoLlavaMediaConnector(
+    {NAME: {"num_frames": 8, "size": SIZE, "original": True}}, allowed_local_media_path="/"
+)
+
+
+def main() -> None:
+    args = parse_args()
+    # Every request is to be decoded.
+    os.environ["VIDEO_LLAVA_DECODED_CACHE_MB"] = "0"
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for resolution in args.resolutions:
+            ten_seconds = write_clip(Path(name), HEIGHTS[resolution])
+            for seconds in SECONDS:
+                path = repeat_clip(ten_seconds, seconds // 10)
+                # Minutes for a single call.
+                is_long = HEIGHTS[resolution] > 1000 and seconds > 100
+                rows += measure(path, f"{resolution}, {seconds} s", 1 if is_long else args.rounds)
+    print(f"Written to {write_rows('media', rows)}")
+
+
+def measure(path: Path, case: str, rounds: int) -> list[dict]:
+    rows = []
+    copies = [copy_clip(path, number) for number in range(num_at_once())]
+    sent = {way: make(path).nbytes for way, make in WAYS.items()}
+    alone = interleave({way: lambda make=make: make(path) for way, make in WAYS.items()}, rounds, warm_ups=0)
+    together = interleave({way: lambda make=make: all_at_once(make, copies) for way, make in WAYS.items()}, rounds, 0)
+    for way in WAYS:
+        rows += [
+            row(case, way, "time of a lone clip", "s", (sample.wall for sample in alone[way])),
+            row(case, way, "this process's CPU time per clip", "s", (sample.cpu for sample in alone[way])),
+            row(case, way, "sent to the engine", "byte", [sent[way]]),
+            row(case, way, "clips at once", "clip/s", (num_at_once() / sample.wall for sample in together[way])),
+        ]
+    for result in rows[-4 * len(WAYS) :]:
+        print(f"{case:14} {result['way']:34} {result['metric']:34} {result['p50']:10.4g} {result['unit']}", flush=True)
+    return rows
+
+
+def all_at_once(make: Callable[[Path], np.ndarray], paths: list[Path]) -> None:
+    """Decode on all cores, as a server's threads do."""
+    with ThreadPoolExecutor(len(paths)) as threads:
+        list(threads.map(make, paths))
+
+
+def num_at_once() -> int:
+    return 2 * len(os.sched_getaffinity(0))
+
+
+def with_this_package(path: Path) -> np.ndarray:
+    return CONNECTOR.fetch_video(path.as_uri()).media
+
+
+def with_transformers_steps(path: Path) -> np.ndarray:
+    """Decode the whole clip with PyAV, as transformers' documentation does, then its processor's steps with Pillow."""
+    with av.open(str(path)) as container:
+        wanted = set(sample_indices(container.streams.video[0].frames, 8).tolist())
+        frames = [
+            frame.to_ndarray(format="rgb24") for index, frame in enumerate(container.decode(video=0)) if index in wanted
+        ]
+    pixels = np.stack([frame_pixels(frame, SIZE, original=False) for frame in frames])
+    return ((pixels / np.float32(255) - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)).transpose(0, 3, 1, 2)
+
+
+def with_vllms_opencv_loader(path: Path) -> np.ndarray:
+    frames, _ = VIDEO_LOADER_REGISTRY.load("opencv").load_bytes(path.read_bytes(), num_frames=8)
+    return original_video(frames, SIZE).numpy()
+
+
+def with_decord(path: Path) -> np.ndarray:
+    return original_video(_read_with_decord(path, threads=0), SIZE).numpy()
+
+
+def with_decord_and_this_packages_resizing(path: Path) -> np.ndarray:
+    return np.stack([frame_pixels(frame, SIZE, original=True) for frame in _read_with_decord(path, threads=1)])
+
+
+def _read_with_decord(path: Path, threads: int) -> np.ndarray:
+    reader = decord.VideoReader(io.BytesIO(path.read_bytes()), num_threads=threads)
+    return reader.get_batch(sample_indices(len(reader), 8)).asnumpy()
+
+
+WAYS: dict[str, Callable[[Path], np.ndarray]] = {
+    "this package": with_this_package,
+    "PyAV and transformers' steps": with_transformers_steps,
+    "vLLM's OpenCV loader": with_vllms_opencv_loader,
+    "decord": with_decord,
+    "decord, one thread, our resizing": with_decord_and_this_packages_resizing,
+}
+
+
+def write_clip(folder: Path, height: int, seconds: int = 10) -> Path:
+    """Write an H.264 clip with x264's defaults: textures that pan at different speeds, with a camera's noise."""
+    width = height * 16 // 9
+    rng = np.random.default_rng(0)
+    path = folder / f"{height}.mp4"
+    near, far = (_texture(rng, cells, 2 * width, 2 * height) for cells in (12, 40))
+    noise = rng.normal(0, 2, (height + 64, width + 64, 1)).astype(np.int16)
+    mask = np.asarray(Image.fromarray(far[:, :, 0]).convert("L"))[..., None] > 128
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(seconds * FRAMES_PER_SECOND):
+            shift, slow = index * height // 200, index * height // 900
+            rgb = np.where(
+                mask[slow : slow + height, slow : slow + width],
+                near[shift % height :, shift % width :][:height, :width],
+                far[slow : slow + height, slow : slow + width],
+            )
+            y, x = rng.integers(0, 64, 2)
+            rgb = (rgb + noise[y : y + height, x : x + width]).clip(0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, FRAMES_PER_SECOND), index
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+    return path
+
+
+def _texture(rng: np.random.Generator, cells: int, width: int, height: int) -> np.ndarray:
+    colours = rng.integers(0, 256, (cells, cells * 16 // 9, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def repeat_clip(path: Path, times: int) -> Path:
+    """Write a clip that shows another one several times, without encoding it again."""
+    repeated = path.with_stem(f"{path.stem}x{times}")
+    with av.open(str(path)) as source, av.open(str(repeated), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for turn in range(times):
+            source.seek(0)
+            length = source.streams.video[0].duration
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.pts, packet.dts = packet.pts + turn * length, packet.dts + turn * length
+                    packet.stream = stream
+                    output.mux(packet)
+    return repeated
+
+
+def copy_clip(path: Path, number: int) -> Path:
+    """Write a copy that differs in a box of type "free", so that no cache takes it for the same clip."""
+    copy = path.with_stem(f"{path.stem}-{number}")
+    copy.write_bytes(path.read_bytes() + b"\x00\x00\x00\x10free" + number.to_bytes(8, "big"))
+    return copy
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--resolutions", nargs="+", choices=HEIGHTS, default=list(HEIGHTS))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

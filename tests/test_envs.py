@@ -1,0 +1,48 @@
+"""Settings come from the environment, are checked, and stand in the README as they stand in the code."""
+
+import re
+from dataclasses import fields
+
+import pytest
+from conftest import ROOT
+
+from vllm_videollava.envs import Settings, read_settings, variable
+
+FIELDS = [field.name for field in fields(Settings)]
+
+
+def test_defaults(monkeypatch):
+    for field in FIELDS:
+        monkeypatch.delenv(variable(field), raising=False)
+    assert read_settings() == Settings()
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_each_is_set_by_its_variable(monkeypatch, field):
+    monkeypatch.setenv(variable(field), "7")
+    assert getattr(read_settings(), field) == 7
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "1e3"])
+def test_what_is_no_number_is_refused(monkeypatch, value):
+    monkeypatch.setenv("VIDEO_LLAVA_MAX_FRAMES", value)
+    with pytest.raises(ValueError, match=rf"^VIDEO_LLAVA_MAX_FRAMES is '{re.escape(value)}'; a whole number from 1 on"):
+        read_settings()
+
+
+def test_zero_is_only_for_what_it_means_something_for(monkeypatch):
+    for field in FIELDS:
+        monkeypatch.setenv(variable(field), "0")
+        if field in ("decode_workers", "decoded_cache_mb"):
+            assert getattr(read_settings(), field) == 0
+        else:
+            with pytest.raises(ValueError, match=variable(field)):
+                read_settings()
+        monkeypatch.delenv(variable(field))
+
+
+def test_the_readmes_table():
+    rows = re.findall(r"^\| `(VIDEO_LLAVA_\w+)` \| (\d+) \| (.+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    described = dict(re.findall(r"^        (\w+): ([^.]+)\.$", Settings.__doc__, re.MULTILINE))
+    defaults = Settings()
+    assert rows == [(variable(field), str(getattr(defaults, field)), described[field]) for field in FIELDS]
