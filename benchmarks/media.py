@@ -38,7 +38,7 @@ FRAMES_PER_SECOND = 30
 HEIGHTS = {"360p": 360, "720p": 720, "1080p": 1080, "4K": 2160}
 SECONDS = (10, 120)
 CONNECTOR = VideoLlavaMediaConnector(
-    {NAME: {"num_frames": 8, "size": SIZE, "original": True}}, allowed_local_media_path="/"
+    {NAME: {"num_frames": 8, "image_size": SIZE, "video_size": SIZE, "original": True}}, allowed_local_media_path="/"
 )
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from harness import row, write_rows
 
-sys.path.append(str(Path(__file__).parent.parent / "examples"))
+# Before this folder, which has a media.py of its own.
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 from demo import free_port, wait_until_healthy
 from media import write_clip

@@ -23,7 +23,7 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
 
-SUFFIXES = {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+SUFFIXES = {".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".webp", ".wmv"}
 BATCH_SIZE = 16
 
 

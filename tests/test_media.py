@@ -11,6 +11,7 @@ from PIL import Image
 from vllm_videollava import media_connector
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.media import VideoLlavaDataParser, to_frames, to_rgb
+from vllm_videollava.pixels import image_pixels_in_both_ways
 
 SIZE = 64
 
@@ -20,8 +21,8 @@ def parse():
     import vllm_videollava
 
     vllm_videollava.register()
-    media_io_kwargs = {media_connector.NAME: {"num_frames": 8, "size": SIZE, "original": True}}
-    parser = VideoLlavaDataParser(8, media_io_kwargs)
+    options = {"num_frames": 8, "image_size": SIZE, "video_size": SIZE, "original": True}
+    parser = VideoLlavaDataParser(8, {media_connector.NAME: options})
 
     def parse(modality, data):
         items = parser.parse_mm_data({modality: data})[modality]
@@ -41,9 +42,12 @@ def test_every_way_to_give_an_image(parse, tmp_path):
     image = Image.fromarray(rgb)
     path = tmp_path / "image.png"
     path.write_bytes(encode_image(image))
-    for way in (image, rgb, torch.from_numpy(rgb), rgb.transpose(2, 0, 1), path):
+    for way in (image, rgb, torch.from_numpy(rgb), rgb.transpose(2, 0, 1)):
         (result,) = parse("image", way)
         assert np.array_equal(result, rgb)
+    # A file comes out of the worker as pixels, cropped and padded.
+    (result,) = parse("image", path)
+    assert np.array_equal(result, image_pixels_in_both_ways(rgb, SIZE, original=True))
     assert len(parse("image", [image, path])) == 2
     assert len(parse("image", np.stack([rgb, rgb, rgb]))) == 3
 
@@ -69,15 +73,9 @@ MODES = {"L": 200, "LA": (200, 10), "RGBA": (10, 200, 30, 40), "CMYK": (10, 20, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb_as_pillow_does_it(parse, mode, tmp_path):
+def test_every_mode_becomes_rgb_as_pillow_does_it(mode):
     image = Image.new(mode, (20, 10), MODES[mode])
-    expected = np.asarray(image.convert("RGB"))
-    assert np.array_equal(np.asarray(to_rgb(image)), expected)
-    if mode != "CMYK":
-        path = tmp_path / "image.png"
-        image.save(path)
-        (result,) = parse("image", path)
-        assert np.array_equal(result, np.asarray(Image.open(path).convert("RGB")))
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image.convert("RGB")))
 
 
 def test_transparency_of_a_palette_is_dropped(parse, tmp_path):
@@ -85,7 +83,7 @@ def test_transparency_of_a_palette_is_dropped(parse, tmp_path):
     image.putpalette([255, 0, 0, 0, 255, 0])
     path = tmp_path / "palette.png"
     image.save(path, transparency=0)
-    (result,) = parse("image", path)
+    (result,) = parse("image", Image.open(path))
     assert (result == (255, 0, 0)).all()
 
 
@@ -96,9 +94,10 @@ def test_a_rotated_photograph_is_upright(parse, tmp_path):
     path = tmp_path / "photo.png"
     image.save(path, exif=exif)
     upright = np.rot90(np.asarray(image), -1)
-    for way in (path, Image.open(path)):
-        (result,) = parse("image", way)
-        assert np.array_equal(result, upright)
+    (result,) = parse("image", Image.open(path))
+    assert np.array_equal(result, upright)
+    (result,) = parse("image", path)
+    assert np.array_equal(result, image_pixels_in_both_ways(upright, SIZE, original=True))
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 7, 8, 9, 30])

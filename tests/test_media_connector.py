@@ -17,7 +17,7 @@ from vllm_videollava import media_connector
 from vllm_videollava.errors import MediaError
 from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector, _DecodedClips
 
-OPTIONS = {NAME: {"num_frames": 8, "size": 48, "original": True}}
+OPTIONS = {NAME: {"num_frames": 8, "image_size": 48, "video_size": 48, "original": True}}
 CLIP = encode_clip(moving_frames(12, 48, 64))
 
 

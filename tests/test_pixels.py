@@ -8,7 +8,7 @@ from PIL import Image
 from reference.pixels import original_image, original_video
 from transformers import VideoLlavaImageProcessor
 
-from vllm_videollava.pixels import frame_pixels, image_pixels, pad_to_square
+from vllm_videollava.pixels import frame_pixels, image_pixels, image_pixels_in_both_ways
 
 SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
 # Where floating point makes the longer side of a video one less, and where the crop starts at half a pixel.
@@ -17,9 +17,8 @@ SIZES += [(28, 122), (61, 488), (100, 105), (107, 100), (106, 100)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_image_of_the_original(height, width):
-    image = Image.fromarray(smooth_frames(1, height, width)[0])
-    expected = original_image(np.asarray(image), 224)
-    assert_rounded(image_pixels(image, 224, original=True), expected)
+    rgb = smooth_frames(1, height, width)[0]
+    assert_rounded(image_pixels(rgb, 224, original=True), original_image(rgb, 224))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
@@ -33,8 +32,8 @@ def test_image_of_transformers(height, width):
     image = Image.fromarray(smooth_frames(1, height, width)[0])
     processor = VideoLlavaImageProcessor(do_rescale=False, do_normalize=False)
     expected = processor(image, return_tensors="np", input_data_format="channels_last")["pixel_values_images"][0]
-    assert np.array_equal(image_pixels(image, 224, original=False).transpose(2, 0, 1), expected)
-    assert np.array_equal(frame_pixels(np.asarray(image), 224, original=False).transpose(2, 0, 1), expected)
+    for pixels in (image_pixels, frame_pixels):
+        assert np.array_equal(pixels(np.asarray(image), 224, original=False).transpose(2, 0, 1), expected)
 
 
 @pytest.mark.parametrize("original", [True, False])
@@ -44,15 +43,21 @@ def test_pixels_that_are_ready_stay_as_they_are(original):
     assert np.array_equal(frame_pixels(pixels, 224, original=original), pixels)
 
 
-def test_padding_puts_the_image_in_the_middle_of_the_mean_colour():
-    image = Image.new("RGB", (3, 9), "white")
-    square = np.asarray(pad_to_square(image))
-    assert square.shape == (9, 9, 3)
-    assert (square[:, 3:6] == 255).all()
-    assert (square[:, :3] == (122, 116, 104)).all()
-    assert (square[:, 6:] == (122, 116, 104)).all()
-    padded = image_pixels(image, 56, original=True, pad=True)
-    assert_rounded(padded, original_image(square, 56))
+@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(height, width, original):
+    rgb = smooth_frames(1, height, width)[0]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.zeros((side, side, 3), np.uint8) + np.array([122, 116, 104], np.uint8)
+    square[top : top + height, left : left + width] = rgb
+    cropped, padded = image_pixels_in_both_ways(rgb, 56, original=original)
+    assert np.array_equal(padded, image_pixels(rgb, 56, original=original, pad=True))
+    assert np.array_equal(cropped, image_pixels(rgb, 56, original=original))
+    if original:
+        assert_rounded(padded, original_image(square, 56))
+    else:
+        assert np.array_equal(padded, image_pixels(square, 56, original=False))
 
 
 def assert_rounded(pixels: np.ndarray, expected: torch.Tensor) -> None:

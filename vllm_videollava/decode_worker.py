@@ -32,6 +32,7 @@ def main() -> None:
     # Neither while a request waits, nor in the process that knows this file for its messages only.
     from vllm_videollava import clip_decoder, image_decoder  # noqa: F401
 
+    gc.freeze()
     server = socket.socket(fileno=0)
     data_bytes = resource.getpagesize() * _count_data_pages()
     while True:

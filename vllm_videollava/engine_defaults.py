@@ -31,7 +31,8 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         config = model_config.hf_config
         model_config.multimodal_config.media_io_kwargs[media_connector.NAME] = {
             "num_frames": config.num_frames,
-            "size": config.video_config.image_size,
+            "image_size": config.image_config.image_size,
+            "video_size": config.video_config.image_size,
             "original": config.original_format,
         }
 

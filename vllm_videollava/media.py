@@ -46,6 +46,9 @@ class VideoLlavaDataParser(MultiModalDataParser):
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
             item = self._connector.fetch_image(item.resolve().as_uri())
+        # The connector's pixels are ready; and what has been read is read again by vLLM.
+        if isinstance(item, MediaWithBytes) and isinstance(item.media, np.ndarray):
+            return item
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=to_rgb(item.media))
         return None if item is None else to_rgb(item)

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import pybase64
 from cachetools import LRUCache
-from PIL import Image
 from vllm import envs as vllm_envs
 from vllm.connections import MediaDownloadSizeExceededError
 from vllm.exceptions import VLLMUnprocessableEntityError
-from vllm.multimodal.image import ALLOWED_IMAGE_FORMATS
 from vllm.multimodal.media import MediaConnector, MediaIO, MediaWithBytes
 
 from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.envs import Settings, read_settings, variable
 from vllm_videollava.errors import MediaError
 from vllm_videollava.frames import sample_indices
-from vllm_videollava.pixels import frame_pixels
+from vllm_videollava.pixels import frame_pixels, image_pixels_in_both_ways
 
 NAME = "video_llava"
 """Of the connector, and of what media_io_kwargs has for it; requests to other models have nothing there."""
@@ -32,7 +30,10 @@ DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
 
 
 class VideoLlavaMediaConnector(MediaConnector):
-    """Fetches media as vLLM does, and refuses what cannot be used with one sentence.
+    """Fetches media as vLLM does, has them made into pixels, and refuses what cannot be used with one sentence.
+
+    An image becomes uint8 `[2, S, S, 3]`, cropped and padded, a clip uint8
+    `[T, S, S, 3]`, S the size of its tower. `engine_defaults` says how.
 
     Raises:
         MediaError: the medium cannot be read or decoded, or goes beyond a setting.
@@ -42,29 +43,39 @@ class VideoLlavaMediaConnector(MediaConnector):
         if NAME not in self.media_io_kwargs:
             return super().fetch_image(image_url, **kwargs)
         with _refusals("image", image_url):
-            return self.load_from_url(image_url, ImageIO(), fetch_timeout=vllm_envs.VLLM_IMAGE_FETCH_TIMEOUT)
+            timeout = vllm_envs.VLLM_IMAGE_FETCH_TIMEOUT
+            return self.load_from_url(image_url, self._image_io(), fetch_timeout=timeout)
 
     async def fetch_image_async(self, image_url: str, **kwargs):
         if NAME not in self.media_io_kwargs:
             return await super().fetch_image_async(image_url, **kwargs)
         with _refusals("image", image_url):
             timeout = vllm_envs.VLLM_IMAGE_FETCH_TIMEOUT
-            return await self.load_from_url_async(image_url, ImageIO(), fetch_timeout=timeout)
+            return await self.load_from_url_async(image_url, self._image_io(), fetch_timeout=timeout)
 
     def fetch_video(self, video_url: str, **kwargs):
         if NAME not in self.media_io_kwargs:
             return super().fetch_video(video_url, **kwargs)
         with _refusals("video", video_url):
-            clip_io = ClipIO(self.media_io_kwargs)
-            return self.load_from_url(video_url, clip_io, fetch_timeout=vllm_envs.VLLM_VIDEO_FETCH_TIMEOUT)
+            timeout = vllm_envs.VLLM_VIDEO_FETCH_TIMEOUT
+            return self.load_from_url(video_url, self._clip_io(), fetch_timeout=timeout)
 
     async def fetch_video_async(self, video_url: str, **kwargs):
         if NAME not in self.media_io_kwargs:
             return await super().fetch_video_async(video_url, **kwargs)
         with _refusals("video", video_url):
-            clip_io = ClipIO(self.media_io_kwargs)
             timeout = vllm_envs.VLLM_VIDEO_FETCH_TIMEOUT
-            return await self.load_from_url_async(video_url, clip_io, fetch_timeout=timeout)
+            return await self.load_from_url_async(video_url, self._clip_io(), fetch_timeout=timeout)
+
+    def _image_io(self) -> "ImageIO":
+        options = self.media_io_kwargs[NAME]
+        transform = partial(image_pixels_in_both_ways, size=options["image_size"], original=options["original"])
+        return ImageIO(transform)
+
+    def _clip_io(self) -> "ClipIO":
+        options = self.media_io_kwargs[NAME]
+        transform = partial(frame_pixels, size=options["video_size"], original=options["original"])
+        return ClipIO(options["num_frames"], transform, self.media_io_kwargs.get("video", {}))
 
 
 class _BoundedIO(MediaIO[MediaWithBytes]):
@@ -107,35 +118,38 @@ def too_large(kind: str, what: str, settings: Settings) -> MediaError:
 
 
 class ImageIO(_BoundedIO):
-    """From the bytes of an image file to a picture in mode RGB."""
+    """From the bytes of an image file to what `transform` makes of it, in the process that decodes it."""
 
     kind = "image"
 
-    def load_bytes(self, data: bytes) -> MediaWithBytes[Image.Image]:
+    def __init__(self, transform: Callable[..., np.ndarray]) -> None:
+        super().__init__()
+        self._transform = transform
+
+    def load_bytes(self, data: bytes) -> MediaWithBytes[np.ndarray]:
         self.check_size(len(data))
-        limits = {"formats": ALLOWED_IMAGE_FORMATS, "max_pixels": vllm_envs.VLLM_MAX_IMAGE_PIXELS}
-        return MediaWithBytes(Image.fromarray(shared_pool().run(self.kind, DECODE_IMAGE, data, **limits)), data)
+        max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+        pixels = shared_pool().run(self.kind, DECODE_IMAGE, data, transform=self._transform, max_pixels=max_pixels)
+        return MediaWithBytes(pixels, data)
 
 
 class ClipIO(_BoundedIO):
-    """From the bytes of a clip to the frames that the model sees, uint8 `[T, S, S, 3]`, S the video tower's size.
+    """From the bytes of a clip to the frames that the model sees, each as `transform` makes it.
 
     Args:
-        media_io_kwargs: its part `video_llava` says how many frames of which
-            size, and in which way to resize; see `engine_defaults`.
+        asked: what a request or a flag asks for.
     """
 
     kind = "video"
 
-    def __init__(self, media_io_kwargs: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, num_frames: int, transform: Callable[..., np.ndarray], asked: Mapping[str, Any]) -> None:
         super().__init__()
-        options = media_io_kwargs[NAME]
-        self._num_frames = options["num_frames"]
-        self._transform = partial(frame_pixels, size=options["size"], original=options["original"])
-        asked = {key: value for key, value in media_io_kwargs.get("video", {}).items() if key in ("num_frames", "fps")}
-        if asked not in ({}, {"num_frames": self._num_frames}, {"num_frames": -1}):
+        self._num_frames = num_frames
+        self._transform = transform
+        asked = {key: value for key, value in asked.items() if key in ("num_frames", "fps")}
+        if asked not in ({}, {"num_frames": num_frames}, {"num_frames": -1}):
             wishes = " and ".join(f"{key} {value}" for key, value in asked.items())
-            raise MediaError(f"{wishes} of a video was asked for, but this model takes {self._num_frames} frames.")
+            raise MediaError(f"{wishes} of a video was asked for, but this model takes {num_frames} frames.")
 
     def load_bytes(self, data: bytes) -> MediaWithBytes[np.ndarray]:
         self.check_size(len(data))
@@ -147,10 +161,10 @@ class ClipIO(_BoundedIO):
             return super().load_base64(media_type, data)
         self.check_size(len(data) * 3 // 4)
         pictures = data.split(",")
-        image_io = ImageIO()
+        image_io = ImageIO(self._transform)
         sampled = [pictures[index] for index in sample_indices(len(pictures), self._num_frames)]
-        frames = {picture: np.asarray(image_io.load_base64("image/jpeg", picture).media) for picture in sampled}
-        return MediaWithBytes(np.stack([self._transform(frames[picture]) for picture in sampled]), data.encode())
+        frames = {picture: image_io.load_base64("image/jpeg", picture).media for picture in set(sampled)}
+        return MediaWithBytes(np.stack([frames[picture] for picture in sampled]), data.encode())
 
     def _decode(self, data: bytes) -> np.ndarray:
         pool = shared_pool()

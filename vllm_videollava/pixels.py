@@ -13,27 +13,37 @@ from PIL import Image
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+PADDING = tuple(int(mean * 255) for mean in IMAGE_MEAN)
 BICUBIC_A = -0.75
 """PyTorch's constant of cubic convolution; Pillow has -0.5."""
 
 
-def image_pixels(image: Image.Image, size: int, *, original: bool, pad: bool = False) -> np.ndarray:
+def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = False) -> np.ndarray:
     """Scale the shorter side of an image to `size` and cut the middle out.
 
     Args:
-        image: in mode RGB.
+        rgb: uint8 `[H, W, 3]`.
         original: as the original code (bicubic, not antialiased) or as
             transformers (bicubic, antialiased).
-        pad: make the image square first, as the original's benchmarks do.
+        pad: put the image in the middle of a square of the mean colour first,
+            as the original's benchmarks do.
 
     Returns:
         uint8 `[size, size, 3]`.
     """
-    if pad:
-        image = pad_to_square(image)
+    if pad and not original:
+        rgb = _pad_to_square(rgb)
     if not original:
-        return _pillow_pixels(image, size)
-    return _sample(np.asarray(image), _scaled_size(image.height, image.width, size), size, _bicubic_taps)
+        return _pillow_pixels(rgb, size)
+    height, width, _ = rgb.shape
+    if pad:
+        return _sample(rgb, (size, size), size, _bicubic_taps, square=max(height, width))
+    return _sample(rgb, _scaled_size(height, width, size), size, _bicubic_taps)
+
+
+def image_pixels_in_both_ways(rgb: np.ndarray, size: int, *, original: bool) -> np.ndarray:
+    """Return the pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; requests choose later."""
+    return np.stack([image_pixels(rgb, size, original=original, pad=pad) for pad in (False, True)])
 
 
 def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
@@ -53,18 +63,10 @@ def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
     if height == width == size:
         return frame
     if not original:
-        return _pillow_pixels(Image.fromarray(frame), size)
+        return _pillow_pixels(frame, size)
     # Divided first, unlike an image's size: where the result is whole, floating point may give one less.
     longer = math.floor(max(height, width) / min(height, width) * size)
     return _sample(frame, (size, longer) if height <= width else (longer, size), size, _bilinear_taps)
-
-
-def pad_to_square(image: Image.Image) -> Image.Image:
-    """Put an RGB image in the middle of a square of the mean colour, as long as its longer side."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in IMAGE_MEAN))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
 
 
 def _scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
@@ -72,17 +74,29 @@ def _scaled_size(height: int, width: int, size: int) -> tuple[int, int]:
     return (size, longer) if height <= width else (longer, size)
 
 
-def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps) -> np.ndarray:
-    """Resize `[H, W, 3]` to `scaled`, but compute only the `size` x `size` pixels in the middle."""
+def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps, square: int = 0) -> np.ndarray:
+    """Resize `[H, W, 3]` to `scaled`, but compute only the `size` x `size` pixels in the middle.
+
+    Args:
+        square: side of the square in whose middle the image is thought to
+            lie, which is never made; 0 for none.
+    """
     height, width, _ = rgb.shape
-    rows, row_weights = taps(height, scaled[0], size)
-    columns, column_weights = taps(width, scaled[1], size)
+    rows, row_weights = taps(square or height, scaled[0], size)
+    columns, column_weights = taps(square or width, scaled[1], size)
+    if square:
+        rows, columns = rows - (square - height) // 2, columns - (square - width) // 2
+    near = rgb[rows.ravel().clip(0, height - 1)]
+    near[(rows.ravel() < 0) | (rows.ravel() >= height)] = PADDING
+    near = near.reshape(rows.size, -1)
     # With the channels as columns of their own, all that is added up lies side by side.
-    columns = (columns[..., None] * 3 + np.arange(3)).reshape(len(columns), -1)
-    near = rgb[rows.ravel()].reshape(rows.size, -1)
-    near = sum(near.take(tap, axis=1) * weights.repeat(3) for tap, weights in zip(columns, column_weights, strict=True))
-    near = near.reshape(*rows.shape, -1)
-    mixed = sum(tap * weights[:, None] for tap, weights in zip(near, row_weights, strict=True))
+    mixed = 0
+    for tap, weights in zip(columns, column_weights, strict=True):
+        values = near.take((tap.clip(0, width - 1)[:, None] * 3 + np.arange(3)).ravel(), axis=1)
+        values.reshape(rows.size, size, 3)[:, (tap < 0) | (tap >= width)] = PADDING
+        mixed = mixed + values * weights.repeat(3)
+    mixed = mixed.reshape(*rows.shape, -1)
+    mixed = sum(tap * weights[:, None] for tap, weights in zip(mixed, row_weights, strict=True))
     return mixed.round().clip(0, 255).astype(np.uint8).reshape(size, size, 3)
 
 
@@ -114,8 +128,17 @@ def _within(first: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
     return (first.astype(int) + offsets[:, None]).clip(0, length - 1)
 
 
-def _pillow_pixels(image: Image.Image, size: int) -> np.ndarray:
-    height, width = _scaled_size(image.height, image.width, size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+def _pad_to_square(rgb: np.ndarray) -> np.ndarray:
+    height, width, _ = rgb.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.full((side, side, 3), PADDING, np.uint8)
+    square[top : top + height, left : left + width] = rgb
+    return square
+
+
+def _pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
+    height, width = _scaled_size(*rgb.shape[:2], size)
+    image = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
     top, left = (height - size) // 2, (width - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -35,12 +35,16 @@ class VideoLlavaProcessor:
 
     def __call__(
         self,
-        images: Sequence[Image.Image] = (),
+        images: Sequence[Image.Image | np.ndarray] = (),
         videos: Sequence[np.ndarray] = (),
         image_aspect_ratio: str | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Make the pixels of images in mode RGB and of frames, uint8 `[T, H, W, 3]`.
+        """Make the pixels of images and of frames, or take those that the media connector has made.
+
+        Args:
+            images: in mode RGB, or pixels in both ways, uint8 `[2, S, S, 3]`.
+            videos: frames or their pixels, uint8 `[T, H, W, 3]`.
 
         Returns:
             `pixel_values_images`, uint8 `[B, 3, S, S]`, and
@@ -50,7 +54,12 @@ class VideoLlavaProcessor:
         features = {}
         if images:
             size, pad = self.config.image_config.image_size, image_aspect_ratio == "pad"
-            pixels = [image_pixels(image, size, original=original, pad=pad) for image in images]
+            pixels = [
+                image[int(pad)]
+                if isinstance(image, np.ndarray)
+                else image_pixels(np.asarray(image), size, original=original, pad=pad)
+                for image in images
+            ]
             features["pixel_values_images"] = _channels_first(pixels)
         if videos:
             size = self.config.video_config.image_size
