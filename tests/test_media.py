@@ -11,7 +11,7 @@ from PIL import Image
 from vllm_videollava import media_connector
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.media import VideoLlavaDataParser, to_frames, to_rgb
-from vllm_videollava.pixels import image_pixels_in_both_ways
+from vllm_videollava.pixels import prepare_image
 
 SIZE = 64
 
@@ -26,6 +26,8 @@ def parse():
 
     def parse(modality, data):
         items = parser.parse_mm_data({modality: data})[modality]
+        # As vLLM does with what its cache does not have.
+        items = parser.parse_mm_data({modality: items.get_all()})[modality]
         return [np.asarray(items.get(index)) for index in range(len(items))]
 
     return parse
@@ -47,7 +49,7 @@ def test_every_way_to_give_an_image(parse, tmp_path):
         assert np.array_equal(result, rgb)
     # A file comes out of the worker as pixels, cropped and padded.
     (result,) = parse("image", path)
-    assert np.array_equal(result, image_pixels_in_both_ways(rgb, SIZE, original=True))
+    assert np.array_equal(result, prepare_image(rgb, SIZE, original=True))
     assert len(parse("image", [image, path])) == 2
     assert len(parse("image", np.stack([rgb, rgb, rgb]))) == 3
 
@@ -97,7 +99,7 @@ def test_a_rotated_photograph_is_upright(parse, tmp_path):
     (result,) = parse("image", Image.open(path))
     assert np.array_equal(result, upright)
     (result,) = parse("image", path)
-    assert np.array_equal(result, image_pixels_in_both_ways(upright, SIZE, original=True))
+    assert np.array_equal(result, prepare_image(upright, SIZE, original=True))
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 7, 8, 9, 30])

@@ -48,7 +48,7 @@ def test_a_damaged_clip_is_one_sentence_and_the_next_is_answered(llm, clip, tmp_
     assert llm.generate(prompt(clip), params, use_tqdm=False)[0].outputs[0].token_ids
 
 
-def test_decoding_overlaps_with_generation(llm, clip, tmp_path, monkeypatch):
+def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):
     from vllm import SamplingParams
 
     from vllm_videollava import media_connector
@@ -65,8 +65,9 @@ def test_decoding_overlaps_with_generation(llm, clip, tmp_path, monkeypatch):
             return frames
 
     monkeypatch.setattr(media_connector, "shared_pool", SlowPool)
-    other = tmp_path / "other.mp4"
-    other.write_bytes(encode_clip(moving_frames(20, 48, 64, seed=1)))
+    clips = [tmp_path / "first.mp4", tmp_path / "second.mp4"]
+    for seed, path in enumerate(clips, 1):
+        path.write_bytes(encode_clip(moving_frames(20, 48, 64, seed)))
     params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
-    first, _ = llm.generate([prompt(other), prompt(clip)], params, use_tqdm=False)
+    first, _ = llm.generate([prompt(path) for path in clips], params, use_tqdm=False)
     assert first.metrics.last_token_ts < decoded_at[1]

@@ -8,7 +8,7 @@ from PIL import Image
 from reference.pixels import original_image, original_video
 from transformers import VideoLlavaImageProcessor
 
-from vllm_videollava.pixels import frame_pixels, image_pixels, image_pixels_in_both_ways
+from vllm_videollava.pixels import frame_pixels, image_pixels, prepare_image
 
 SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
 # Where floating point makes the longer side of a video one less, and where the crop starts at half a pixel.
@@ -51,7 +51,7 @@ def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(height, width, 
     top, left = (side - height) // 2, (side - width) // 2
     square = np.zeros((side, side, 3), np.uint8) + np.array([122, 116, 104], np.uint8)
     square[top : top + height, left : left + width] = rgb
-    cropped, padded = image_pixels_in_both_ways(rgb, 56, original=original)
+    cropped, padded = prepare_image(rgb, 56, original=original)
     assert np.array_equal(padded, image_pixels(rgb, 56, original=original, pad=True))
     assert np.array_equal(cropped, image_pixels(rgb, 56, original=original))
     if original:

@@ -14,6 +14,7 @@ from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array
 from vllm_videollava.media_connector import VideoLlavaMediaConnector
+from vllm_videollava.pixels import PreparedImage
 
 
 class VideoLlavaDataParser(MultiModalDataParser):
@@ -46,12 +47,9 @@ class VideoLlavaDataParser(MultiModalDataParser):
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
             item = self._connector.fetch_image(item.resolve().as_uri())
-        # The connector's pixels are ready; and what has been read is read again by vLLM.
-        if isinstance(item, MediaWithBytes) and isinstance(item.media, np.ndarray):
-            return item
         if isinstance(item, MediaWithBytes):
-            return dataclasses.replace(item, media=to_rgb(item.media))
-        return None if item is None else to_rgb(item)
+            return dataclasses.replace(item, media=self._read_image(item.media))
+        return item if item is None or isinstance(item, PreparedImage) else to_rgb(item)
 
     def _read_video(self, item: Any) -> Any:
         if isinstance(item, Path):

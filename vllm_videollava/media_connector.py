@@ -21,7 +21,7 @@ from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.envs import Settings, read_settings, variable
 from vllm_videollava.errors import MediaError
 from vllm_videollava.frames import sample_indices
-from vllm_videollava.pixels import frame_pixels, image_pixels_in_both_ways
+from vllm_videollava.pixels import PreparedImage, frame_pixels, prepare_image
 
 NAME = "video_llava"
 """Of the connector, and of what media_io_kwargs has for it; requests to other models have nothing there."""
@@ -32,8 +32,8 @@ DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
 class VideoLlavaMediaConnector(MediaConnector):
     """Fetches media as vLLM does, has them made into pixels, and refuses what cannot be used with one sentence.
 
-    An image becomes uint8 `[2, S, S, 3]`, cropped and padded, a clip uint8
-    `[T, S, S, 3]`, S the size of its tower. `engine_defaults` says how.
+    An image becomes a `PreparedImage`, a clip uint8 `[T, S, S, 3]`, S the
+    size of its tower. `engine_defaults` says how.
 
     Raises:
         MediaError: the medium cannot be read or decoded, or goes beyond a setting.
@@ -69,7 +69,7 @@ class VideoLlavaMediaConnector(MediaConnector):
 
     def _image_io(self) -> "ImageIO":
         options = self.media_io_kwargs[NAME]
-        transform = partial(image_pixels_in_both_ways, size=options["image_size"], original=options["original"])
+        transform = partial(prepare_image, size=options["image_size"], original=options["original"])
         return ImageIO(transform)
 
     def _clip_io(self) -> "ClipIO":
@@ -118,25 +118,33 @@ def too_large(kind: str, what: str, settings: Settings) -> MediaError:
 
 
 class ImageIO(_BoundedIO):
-    """From the bytes of an image file to what `transform` makes of it, in the process that decodes it."""
+    """From the bytes of an image file to its pixels.
+
+    Args:
+        transform: `prepare_image` with its arguments.
+    """
 
     kind = "image"
 
-    def __init__(self, transform: Callable[..., np.ndarray]) -> None:
+    def __init__(self, transform: Callable[..., PreparedImage]) -> None:
         super().__init__()
         self._transform = transform
 
-    def load_bytes(self, data: bytes) -> MediaWithBytes[np.ndarray]:
+    def load_bytes(self, data: bytes) -> MediaWithBytes[PreparedImage]:
         self.check_size(len(data))
-        max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
-        pixels = shared_pool().run(self.kind, DECODE_IMAGE, data, transform=self._transform, max_pixels=max_pixels)
-        return MediaWithBytes(pixels, data)
+        return MediaWithBytes(decode_image(self.kind, data, self._transform).view(PreparedImage), data)
+
+
+def decode_image(kind: str, data: bytes, transform: Callable[..., np.ndarray]) -> np.ndarray:
+    max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+    return shared_pool().run(kind, DECODE_IMAGE, data, transform=transform, max_pixels=max_pixels)
 
 
 class ClipIO(_BoundedIO):
-    """From the bytes of a clip to the frames that the model sees, each as `transform` makes it.
+    """From the bytes of a clip to the pixels of the frames that the model sees.
 
     Args:
+        transform: `frame_pixels` with its arguments.
         asked: what a request or a flag asks for.
     """
 
@@ -161,9 +169,10 @@ class ClipIO(_BoundedIO):
             return super().load_base64(media_type, data)
         self.check_size(len(data) * 3 // 4)
         pictures = data.split(",")
-        image_io = ImageIO(self._transform)
         sampled = [pictures[index] for index in sample_indices(len(pictures), self._num_frames)]
-        frames = {picture: image_io.load_base64("image/jpeg", picture).media for picture in set(sampled)}
+        frames = {
+            picture: decode_image(self.kind, self.decode_base64(picture), self._transform) for picture in set(sampled)
+        }
         return MediaWithBytes(np.stack([frames[picture] for picture in sampled]), data.encode())
 
     def _decode(self, data: bytes) -> np.ndarray:

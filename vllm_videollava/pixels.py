@@ -18,6 +18,10 @@ BICUBIC_A = -0.75
 """PyTorch's constant of cubic convolution; Pillow has -0.5."""
 
 
+class PreparedImage(np.ndarray):
+    """Pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; which are used, each request says."""
+
+
 def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = False) -> np.ndarray:
     """Scale the shorter side of an image to `size` and cut the middle out.
 
@@ -41,9 +45,10 @@ def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = Fals
     return _sample(rgb, _scaled_size(height, width, size), size, _bicubic_taps)
 
 
-def image_pixels_in_both_ways(rgb: np.ndarray, size: int, *, original: bool) -> np.ndarray:
-    """Return the pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; requests choose later."""
-    return np.stack([image_pixels(rgb, size, original=original, pad=pad) for pad in (False, True)])
+def prepare_image(rgb: np.ndarray, size: int, *, original: bool) -> PreparedImage:
+    """Make an image's pixels both with and without padding; see `image_pixels`."""
+    both = [image_pixels(rgb, size, original=original, pad=pad) for pad in (False, True)]
+    return np.stack(both).view(PreparedImage)
 
 
 def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:

@@ -20,7 +20,7 @@ from vllm.multimodal.processing import (
 
 from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.media import VideoLlavaDataParser
-from vllm_videollava.pixels import frame_pixels, image_pixels
+from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
 from vllm_videollava.prompt import check_placeholders
 from vllm_videollava.tokenizer import PLACEHOLDERS
 
@@ -35,7 +35,7 @@ class VideoLlavaProcessor:
 
     def __call__(
         self,
-        images: Sequence[Image.Image | np.ndarray] = (),
+        images: Sequence[Image.Image | PreparedImage] = (),
         videos: Sequence[np.ndarray] = (),
         image_aspect_ratio: str | None = None,
         return_tensors: str | None = None,
@@ -43,7 +43,7 @@ class VideoLlavaProcessor:
         """Make the pixels of images and of frames, or take those that the media connector has made.
 
         Args:
-            images: in mode RGB, or pixels in both ways, uint8 `[2, S, S, 3]`.
+            images: in mode RGB, or prepared.
             videos: frames or their pixels, uint8 `[T, H, W, 3]`.
 
         Returns:
@@ -56,7 +56,7 @@ class VideoLlavaProcessor:
             size, pad = self.config.image_config.image_size, image_aspect_ratio == "pad"
             pixels = [
                 image[int(pad)]
-                if isinstance(image, np.ndarray)
+                if isinstance(image, PreparedImage)
                 else image_pixels(np.asarray(image), size, original=original, pad=pad)
                 for image in images
             ]
