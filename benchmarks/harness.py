@@ -60,8 +60,7 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write rows to results/NAME.jsonl, each with the device, the versions and the commit it was measured with."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
-    source = provenance()
-    path.write_text("".join(json.dumps({**row, **source}) + "\n" for row in rows))
+    path.write_text("".join(json.dumps({**row, **PROVENANCE}) + "\n" for row in rows))
     return path
 
 
@@ -89,3 +88,7 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+# Before anything is measured: later, the files may be others.
+PROVENANCE = provenance()

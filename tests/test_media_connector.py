@@ -2,9 +2,10 @@
 
 import asyncio
 import base64
+import functools
+import http.server
 import io
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,9 +14,8 @@ from http_client import data_url
 from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
-from vllm_videollava import media_connector
 from vllm_videollava.errors import MediaError
-from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector, _DecodedClips
+from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector, make_connector
 
 OPTIONS = {NAME: {"num_frames": 8, "image_size": 48, "video_size": 48, "original": True}}
 CLIP = encode_clip(moving_frames(12, 48, 64))
@@ -69,6 +69,20 @@ def test_limit_of_bytes(connector, kind, tmp_path, monkeypatch):
             MediaError, match=rf"^The {kind} has {str(num_bytes)[:-1]}\d bytes; VIDEO_LLAVA_MAX_MEDIA_MB"
         ):
             fetch(connector, kind, url)
+
+
+def test_limits_of_bytes_that_are_fetched(connector, tmp_path, monkeypatch):
+    (tmp_path / "clip").write_bytes(CLIP + bytes(1 << 20))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/clip"
+        assert connector.fetch_video(url).media.size
+        for limit in ("VIDEO_LLAVA_MAX_MEDIA_MB", "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB"):
+            monkeypatch.setenv(limit, "1")
+            with pytest.raises(MediaError, match=rf"^The video .*{limit}"):
+                connector.fetch_video(url)
+        server.shutdown()
 
 
 def test_an_image_with_too_many_pixels(connector, monkeypatch):
@@ -126,41 +140,7 @@ def test_a_sequence_of_pictures_of_any_mode_is_a_clip(connector):
     assert np.array_equal(fetch(connector, "video", url), expected)
 
 
-def test_the_same_clip_is_decoded_once():
-    decoded = []
-    started, go_on = threading.Event(), threading.Event()
-
-    def decode() -> np.ndarray:
-        decoded.append(True)
-        started.set()
-        go_on.wait(10)
-        return np.zeros(100, np.uint8)
-
-    clips = _DecodedClips(250)
-    with ThreadPoolExecutor(4) as threads:
-        waiting = [threads.submit(clips.get, "a", decode)]
-        started.wait(10)
-        waiting += [threads.submit(clips.get, "a", decode) for _ in range(3)]
-        go_on.set()
-        assert len({id(future.result()) for future in waiting}) == 1
-    assert len(decoded) == 1
-    # Two have room; the one asked for longest ago goes.
-    for key in ("b", "a", "c", "a"):
-        clips.get(key, decode)
-    assert len(decoded) == 3
-    clips.get("b", decode)
-    assert len(decoded) == 4
-
-
-def test_what_fails_is_tried_again():
-    clips = _DecodedClips(250)
-    with pytest.raises(MediaError):
-        clips.get("a", lambda: (_ for _ in ()).throw(MediaError("no")))
-    assert clips.get("a", lambda: np.zeros(3)).shape == (3,)
-
-
-def test_other_models_in_the_same_process_are_left_to_vllm(monkeypatch):
-    monkeypatch.setattr(media_connector, "shared_pool", None)
-    url = data_url(GOOD["image"], "image/png")
-    ours, theirs = (make({}).fetch_image(url).media for make in (VideoLlavaMediaConnector, MediaConnector))
-    assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+def test_other_models_in_the_same_process_are_left_to_vllm():
+    assert type(make_connector(OPTIONS)) is VideoLlavaMediaConnector
+    for kwargs in (None, {}, {"image": {"image_mode": None}}):
+        assert type(make_connector(kwargs, allowed_local_media_path="/")) is MediaConnector

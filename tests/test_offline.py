@@ -51,9 +51,9 @@ def test_a_damaged_clip_is_one_sentence_and_the_next_is_answered(llm, clip, tmp_
 def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):
     from vllm import SamplingParams
 
-    from vllm_videollava import media_connector
+    from vllm_videollava import media_io
 
-    pool, decoded_at = media_connector.shared_pool(), []
+    pool, decoded_at = media_io.shared_pool(), []
 
     class SlowPool:
         threads = pool.threads
@@ -64,7 +64,7 @@ def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):
             decoded_at.append(time.monotonic())
             return frames
 
-    monkeypatch.setattr(media_connector, "shared_pool", SlowPool)
+    monkeypatch.setattr(media_io, "shared_pool", SlowPool)
     clips = [tmp_path / "first.mp4", tmp_path / "second.mp4"]
     for seed, path in enumerate(clips, 1):
         path.write_bytes(encode_clip(moving_frames(20, 48, 64, seed)))

@@ -41,4 +41,4 @@ def register(architecture: str) -> None:
     MODELS_CONFIG_MAP[architecture] = VideoLlavaEngineDefaults
     TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.tokenizer", "VideoLlavaTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.renderer", "VideoLlavaRenderer")
-    MEDIA_CONNECTOR_REGISTRY.register(media_connector.NAME)(media_connector.VideoLlavaMediaConnector)
+    MEDIA_CONNECTOR_REGISTRY.register(media_connector.NAME)(media_connector.make_connector)

@@ -1,0 +1,79 @@
+"""Benchmarks: the harness takes turns, rows say where they come from, and the README says what the rows say."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import harness
+
+README = (ROOT / "benchmarks" / "README.md").read_text()
+RESULTS = {path.stem: [json.loads(line) for line in path.open()] for path in harness.RESULTS.glob("*.jsonl")}
+
+
+def test_ways_take_turns():
+    calls = []
+    samples = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm_ups=1)
+    assert "".join(calls) == "ababab"
+    assert {way: len(values) for way, values in samples.items()} == {"a": 2, "b": 2}
+
+
+def test_rows_have_percentiles_and_say_where_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    path = harness.write_rows("x", [harness.row("case", "way", "time", "s", range(11))])
+    (row,) = [json.loads(line) for line in path.open()]
+    assert (row["p20"], row["p50"], row["p80"], row["n"]) == (2, 5, 8, 11)
+    assert row["versions"]["torch"]
+    assert re.fullmatch(r"[0-9a-f]+\+?", row["commit"])
+    assert "cores" in row["device"]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_of_one_run(name):
+    keys = ("device", "date", "commit", "python", "versions")
+    assert len({json.dumps([row[key] for key in keys]) for row in RESULTS[name]}) == 1
+    assert not RESULTS[name][0]["commit"].endswith("+"), "measured with files that are in no commit"
+
+
+@pytest.mark.parametrize("name", ["media", "soak"])
+def test_benchmark_starts(name):
+    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
+    assert "results" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def median(case: str, way: str, metric: str) -> float:
+    (value,) = [
+        row["p50"] for row in RESULTS["media"] if (row["case"], row["way"], row["metric"]) == (case, way, metric)
+    ]
+    return value
+
+
+OTHERS = ("PyAV and transformers' steps", "vLLM's OpenCV loader", "decord")
+
+
+def test_the_readmes_table_of_media():
+    table = re.findall(
+        r"^\| (\w+, \d+ s) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| (-?\d+) ms \|$", README, re.MULTILINE
+    )
+    assert [case for case, *_ in table] == list(dict.fromkeys(row["case"] for row in RESULTS["media"]))
+    for case, faster, faster_than_best, cpu_share, later in table:
+        at_once = {way: median(case, way, "clips at once") for way in dict.fromkeys(r["way"] for r in RESULTS["media"])}
+        ours = at_once["this package"]
+        assert float(faster) == round(ours / max(at_once[way] for way in OTHERS), 1)
+        assert float(faster_than_best) == round(ours / at_once["decord, one thread, our resizing"], 1)
+        cpu, wall = "this process's CPU time per clip", "time of a lone clip"
+        assert float(cpu_share) == round(100 * median(case, "this package", cpu) / median(case, "decord", cpu), 1)
+        assert int(later) == round(1000 * (median(case, "this package", wall) - median(case, "decord", wall)))
+
+
+def test_the_readmes_table_of_memory():
+    table = re.findall(r"^\| (\d+ videos, [\w ]+) \| (\w+) \| (\d+) MiB \| (\d+) MiB \|$", README, re.MULTILINE)
+    quarters = {(row["case"], row["way"], row["metric"][-1]): round(row["p50"]) for row in RESULTS["soak"]}
+    assert len(table) == len(quarters) // 4
+    for case, process, second, last in table:
+        assert (int(second), int(last)) == (quarters[case, process, "2"], quarters[case, process, "4"])
