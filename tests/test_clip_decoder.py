@@ -121,12 +121,26 @@ def test_a_part_cut_out_of_a_clip(name, first, last):
     assert np.array_equal(decode(data), every[sample_indices(len(every), 8)])
 
 
-def cut_packets(data: bytes, container: str, first: int, last: int) -> bytes:
+@pytest.mark.parametrize("name", ["H.264, closed groups", "H.264", "HEVC, open groups", "MPEG-4"])
+@pytest.mark.parametrize("tenths", [5, 17])
+def test_what_an_edit_list_leaves_out_is_not_counted(name, tenths):
+    """A clip that begins before its time 0: players decode what lies before, but do not show it."""
+    data = cut_packets(encode_as(name, moving_frames(61, 96, 144)), "mp4", 0, 61, tenths)
+    every = decode_all(data)
+    assert len(every) == 61 - tenths
+    assert np.array_equal(decode(data), every[sample_indices(len(every), 8)])
+
+
+def cut_packets(data: bytes, container: str, first: int, last: int, tenths_earlier: int = 0) -> bytes:
     buffer = io.BytesIO()
-    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as output:
+    options = {"avoid_negative_ts": "disabled"}
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container, options=options) as output:
         stream = output.add_stream_from_template(source.streams.video[0])
+        earlier = int(tenths_earlier / 10 / source.streams.video[0].time_base)
         for packet in [packet for packet in source.demux(video=0) if packet.size][first:last]:
             packet.stream = stream
+            if earlier:
+                packet.pts, packet.dts = packet.pts - earlier, packet.dts - earlier
             output.mux(packet)
     return buffer.getvalue()
 
