@@ -23,14 +23,12 @@ class Sample(NamedTuple):
     cpu: float
 
 
-def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int, warm_ups: int = 1) -> dict[str, list[Sample]]:
+def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Sample]]:
     """Time each way once in every round, so that a machine whose speed drifts is as slow to all of them."""
     samples: dict[str, list[Sample]] = {name: [] for name in ways}
-    for turn in range(warm_ups + rounds):
+    for _ in range(rounds):
         for name, way in ways.items():
-            sample = _time(way)
-            if turn >= warm_ups:
-                samples[name].append(sample)
+            samples[name].append(_time(way))
     return samples
 
 

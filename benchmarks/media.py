@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -48,30 +49,47 @@ def main() -> None:
     os.environ["VIDEO_LLAVA_DECODED_CACHE_MB"] = "0"
     rows = []
     with tempfile.TemporaryDirectory() as name:
+        warm_up(write_clip(Path(name), 360, seconds=1))
         for resolution in args.resolutions:
             ten_seconds = write_clip(Path(name), HEIGHTS[resolution])
             for seconds in SECONDS:
                 path = repeat_clip(ten_seconds, seconds // 10)
-                # Minutes for a single call.
-                is_long = HEIGHTS[resolution] > 1000 and seconds > 100
-                rows += measure(path, f"{resolution}, {seconds} s", 1 if is_long else args.rounds)
+                rows += measure(path, f"{resolution}, {seconds} s", rounds_for(resolution, seconds))
     print(f"Written to {write_rows('media', rows)}")
 
 
+def warm_up(path: Path) -> None:
+    """Start workers and load what the ways need, untimed."""
+    for make in WAYS.values():
+        all_at_once(make, [copy_clip(path, number) for number in range(len(os.sched_getaffinity(0)))])
+
+
+def rounds_for(resolution: str, seconds: int) -> int:
+    """Return fewer rounds where a single one takes minutes."""
+    if HEIGHTS[resolution] <= 720:
+        return 3
+    return 2 if seconds == 10 else 1
+
+
 def measure(path: Path, case: str, rounds: int) -> list[dict]:
+    """Time each way with one clip alone, and with as many at once as there are cores."""
+    copies = [copy_clip(path, number) for number in range(len(os.sched_getaffinity(0)))]
+    sent: dict[str, int] = {}
+
+    def alone(way: str) -> None:
+        sent[way] = WAYS[way](path).nbytes
+
+    lone = interleave({way: partial(alone, way) for way in WAYS}, rounds)
+    together = interleave({way: partial(all_at_once, WAYS[way], copies) for way in WAYS}, rounds)
     rows = []
-    copies = [copy_clip(path, number) for number in range(num_at_once())]
-    sent = {way: make(path).nbytes for way, make in WAYS.items()}
-    alone = interleave({way: lambda make=make: make(path) for way, make in WAYS.items()}, rounds, warm_ups=0)
-    together = interleave({way: lambda make=make: all_at_once(make, copies) for way, make in WAYS.items()}, rounds, 0)
     for way in WAYS:
         rows += [
-            row(case, way, "time of a lone clip", "s", (sample.wall for sample in alone[way])),
-            row(case, way, "this process's CPU time per clip", "s", (sample.cpu for sample in alone[way])),
+            row(case, way, "time of a lone clip", "s", (sample.wall for sample in lone[way])),
+            row(case, way, "this process's CPU time per clip", "s", (sample.cpu for sample in lone[way])),
             row(case, way, "sent to the engine", "byte", [sent[way]]),
-            row(case, way, "clips at once", "clip/s", (num_at_once() / sample.wall for sample in together[way])),
+            row(case, way, "clips at once", "clip/s", (len(copies) / sample.wall for sample in together[way])),
         ]
-    for result in rows[-4 * len(WAYS) :]:
+    for result in rows:
         print(f"{case:14} {result['way']:34} {result['metric']:34} {result['p50']:10.4g} {result['unit']}", flush=True)
     return rows
 
@@ -80,10 +98,6 @@ def all_at_once(make: Callable[[Path], np.ndarray], paths: list[Path]) -> None:
     """Decode on all cores, as a server's threads do."""
     with ThreadPoolExecutor(len(paths)) as threads:
         list(threads.map(make, paths))
-
-
-def num_at_once() -> int:
-    return 2 * len(os.sched_getaffinity(0))
 
 
 def with_this_package(path: Path) -> np.ndarray:
@@ -185,7 +199,6 @@ def copy_clip(path: Path, number: int) -> Path:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--resolutions", nargs="+", choices=HEIGHTS, default=list(HEIGHTS))
     return parser.parse_args()
 

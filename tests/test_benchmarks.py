@@ -18,9 +18,9 @@ RESULTS = {path.stem: [json.loads(line) for line in path.open()] for path in har
 
 def test_ways_take_turns():
     calls = []
-    samples = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm_ups=1)
+    samples = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
     assert "".join(calls) == "ababab"
-    assert {way: len(values) for way, values in samples.items()} == {"a": 2, "b": 2}
+    assert {way: len(values) for way, values in samples.items()} == {"a": 3, "b": 3}
 
 
 def test_rows_have_percentiles_and_say_where_they_come_from(tmp_path, monkeypatch):
