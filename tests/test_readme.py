@@ -45,7 +45,7 @@ def test_script_takes_these_arguments(script):
 
 def test_there_is_something_to_check():
     assert len(PATHS) >= 3
-    assert TARGETS == ["demo", "setup", "test"]
+    assert TARGETS == ["demo", "fuzz", "setup", "test"]
     assert COMMANDS == ["check", "serve"]
     assert len(SCRIPTS) == 3
 

@@ -161,8 +161,6 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
             frames = context.decode(packet)
         for frame in frames:
             if frame.pts in wanted:
-                if frame.is_corrupt:
-                    raise _IndexError
                 yield frame.pts, frame
 
 
