@@ -138,11 +138,18 @@ def test_nothing_is_left_behind(end, busy):
     """
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
     worker = int(process.stdout.readline())
     assert process.stdout.readline() == "ready\n"
     if end in SIGNALS:
-        process.send_signal(SIGNALS[end])
-    process.communicate(timeout=20)
+        # To all processes of the group, as a terminal does.
+        os.killpg(process.pid, SIGNALS[end])
+    _, errors = process.communicate(timeout=20)
+    assert "decode_worker" not in errors
     wait_until(lambda: not Path(f"/proc/{worker}").exists())

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import json
 import os
 import pickle
 import queue
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -96,7 +98,7 @@ class _Worker:
             self._socket.settimeout(settings.decode_seconds + SECONDS_OF_GRACE)
             message, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
             if message:
-                status, result = pickle.loads(message)
+                status, result = json.loads(message)
         except TimeoutError:
             status = TIMED_OUT
         except ConnectionError:
@@ -133,19 +135,27 @@ class _Worker:
         return MediaError(f"{medium} cannot be decoded.", detail=detail)
 
 
-def _read_array(descriptor: int, shape: tuple[int, ...]) -> np.ndarray:
+def _read_array(descriptor: int, shape: list[int]) -> np.ndarray:
     with open(descriptor, "rb") as file:
         file.seek(0)
         return np.fromfile(file, np.uint8).reshape(shape)
 
 
-@functools.cache
+_MAKING_POOL = threading.Lock()
+
+
 def shared_pool() -> DecodePool:
     """Return this process's pool.
 
     Raises:
         ValueError: a setting in the environment is not valid.
     """
+    with _MAKING_POOL:
+        return _make_pool()
+
+
+@functools.cache
+def _make_pool() -> DecodePool:
     pool = DecodePool(read_settings())
     atexit.register(pool.close)
     return pool

@@ -1,15 +1,17 @@
 """A process that decodes for `decode_pool`: python -P -m vllm_videollava.decode_worker
 
 Its standard input is a socket. A request is the name of a function with its
-arguments, and a file descriptor with the medium; an answer is a file
-descriptor with a uint8 array and its shape, or what went wrong. Both files
-lie in memory and have no name, so that none can be left behind. Nobody is
-hurt when this process dies: the kernel ends it when a request takes too long,
-or when the process that asked is gone.
+arguments, pickled, and a file descriptor with the medium. An answer is a file
+descriptor with a uint8 array and its shape, or what went wrong, in JSON: who
+has decoded a hostile file is not to be unpickled. Both files lie in memory and
+have no name, so that none can be left behind. Nobody is hurt when this process
+dies: the kernel ends it when a request takes too long, or when the process
+that asked is gone.
 """
 
 import fcntl
 import gc
+import json
 import os
 import pickle
 import pkgutil
@@ -47,7 +49,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _die_with(server, False)
         try:
-            socket.send_fds(server, [pickle.dumps(answer)], result)
+            socket.send_fds(server, [json.dumps(answer).encode()], result)
         except BrokenPipeError:
             return
         for descriptor in result:
