@@ -1,5 +1,7 @@
 """The LanguageBind towers: CLIP's vision transformer, with attention over time where the checkpoint has it."""
 
+from functools import partial
+
 import torch
 from torch import nn
 from vllm.model_executor.layers.attention import MMEncoderAttention
@@ -7,6 +9,8 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.models.clip import CLIPAttention, CLIPEncoderLayer
 
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
+from vllm_videollava.kernels.temporal_attention import temporal_attention
+from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.tower_config import TowerConfig
 
@@ -22,6 +26,19 @@ class PatchEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
 
 
+class TemporalAttention(nn.Module):
+    """Attention over the frames at each position, in the place that `CLIPAttention` has for one over positions."""
+
+    def __init__(self, num_heads: int, head_size: int, scale: float, *, num_frames: int, prefix: str) -> None:
+        super().__init__()
+        self.num_frames, self.num_heads, self.scale = num_frames, num_heads, scale
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # [F, N, D]
+        return temporal_attention(
+            query, key, value, num_frames=self.num_frames, num_heads=self.num_heads, scale=self.scale
+        )
+
+
 class LanguageBindEncoderLayer(CLIPEncoderLayer):
     """A CLIP encoder layer, after attention over the frames at each position if the tower has it."""
 
@@ -32,7 +49,10 @@ class LanguageBindEncoderLayer(CLIPEncoderLayer):
             self.temporal_embedding = nn.Parameter(torch.empty(1, config.num_frames, config.hidden_size))
             self.temporal_layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
             self.temporal_attn = CLIPAttention(
-                config, quant_config, prefix=f"{prefix}.temporal_attn", attn_cls=MMEncoderAttention
+                config,
+                quant_config,
+                prefix=f"{prefix}.temporal_attn",
+                attn_cls=partial(TemporalAttention, num_frames=config.num_frames),
             )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # [F, N, D]
@@ -41,13 +61,11 @@ class LanguageBindEncoderLayer(CLIPEncoderLayer):
         return super().forward(hidden_states)
 
     def _attend_over_time(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        frames, positions, features = hidden_states.shape
-        clips = frames // self.num_frames
-        # [F, N, D] -> [clips * N, T, D]: the sequences are the frames at one position.
-        over_time = hidden_states.view(clips, self.num_frames, positions, features).transpose(1, 2).flatten(0, 1)
-        over_time = over_time + self.temporal_embedding
-        over_time = over_time + self.temporal_attn(self.temporal_layer_norm1(over_time))[0]
-        return over_time.unflatten(0, (clips, positions)).transpose(1, 2).flatten(0, 1)
+        norm = self.temporal_layer_norm1
+        residual, normed = temporal_embed_norm(
+            hidden_states, self.temporal_embedding, norm.weight, norm.bias, eps=norm.eps
+        )
+        return residual + self.temporal_attn(normed)[0]
 
 
 class LanguageBindEncoder(nn.Module):

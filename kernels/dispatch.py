@@ -1,0 +1,35 @@
+"""Which tensors Triton can take, and how a kernel becomes a PyTorch operator."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from triton import knobs
+
+
+def takes(tensor: torch.Tensor) -> bool:
+    """Whether Triton can take a tensor: on a GPU, or anywhere under its interpreter (`TRITON_INTERPRET=1`)."""
+    return tensor.is_cuda or knobs.runtime.interpret
+
+
+def register_op(launch: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function that launches a kernel an operator, which torch.compile and CUDA graphs take as one step.
+
+    `torch.library.custom_op` would do, but costs more time at every call.
+
+    Args:
+        launch: has annotations, and changes none of its arguments.
+        fake: returns what `launch` returns, with nothing computed.
+    """
+    name = f"vllm_videollava::{launch.__name__}"
+    torch.library.define(name, torch.library.infer_schema(launch, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(name, ("cuda", "cpu"), launch)
+    torch.library.register_fake(name, fake)
+    return getattr(torch.ops.vllm_videollava, launch.__name__)
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many programs a device can run side by side at least; 1 for the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

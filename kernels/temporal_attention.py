@@ -1,0 +1,132 @@
+"""Attention over the frames of a clip at each position, straight from the QKV projection.
+
+    y[t] = sum over t' of softmax(scale * q[t] . k[t'])[t'] * v[t']
+
+q, k, v and y are `[F, N, D]`, frame after frame, clip after clip; t and t' are
+frames of the same clip at the same position and head. A program has one head
+of one clip at several positions, whose frames it gathers by strides, and makes
+one product of matrices of them all, of which only the blocks on the diagonal,
+the pairs at the same position, count: 8 frames alone would be too few for the
+tensor cores. Transposed copies and scores in memory do not exist.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.temporal_embed_norm import check_clips
+
+# Rows of a program, frames times positions, unless a clip has more frames.
+BLOCK_ROWS = 32
+
+
+def temporal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, num_frames: int, num_heads: int, scale: float
+) -> torch.Tensor:
+    """Attend over time, by Triton where it takes the tensors.
+
+    Args:
+        query: `[F, N, D]`, F a multiple of `num_frames`, D of `num_heads`;
+            `key` and `value` as `query`. All may be strided views, such as
+            chunks of one projection, with features side by side.
+        num_frames: frames of a clip.
+        num_heads: heads that D is split into.
+        scale: of the scores before the softmax.
+
+    Returns:
+        `[F, N, D]`, contiguous, in the dtype of `query`.
+
+    Raises:
+        ValueError: the frames are not whole clips, or the features not whole
+            heads.
+    """
+    check_clips(query, num_frames)
+    if query.shape[-1] % num_heads:
+        raise ValueError(f"{query.shape[-1]} features cannot be split into {num_heads} heads.")
+    attend = attend_by_triton if dispatch.takes(query) else reference.temporal_attention
+    return attend(query, key, value, num_frames=num_frames, num_heads=num_heads, scale=scale)
+
+
+def temporal_attention_by_triton(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_frames: int, num_heads: int, scale: float
+) -> torch.Tensor:
+    frames, positions, features = query.shape
+    # A copy is made only where features are not side by side.
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    block_frames = triton.next_power_of_2(num_frames)
+    block_rows = max(BLOCK_ROWS, block_frames)
+    head_size = features // num_heads
+    grid = (triton.cdiv(positions, block_rows // block_frames), num_heads, frames // num_frames)
+    _temporal_attention_kernel[grid](
+        query,
+        key,
+        value,
+        output,
+        positions,
+        *(stride for x in (query, key, value, output) for stride in x.stride()[:2]),
+        scale,
+        NUM_FRAMES=num_frames,
+        HEAD_SIZE=head_size,
+        BLOCK_FRAMES=block_frames,
+        BLOCK_ROWS=block_rows,
+        BLOCK_HEAD=max(16, triton.next_power_of_2(head_size)),
+    )
+    return output
+
+
+def _fake(query, *_args, **_options):
+    return query.new_empty(query.shape)
+
+
+attend_by_triton = dispatch.register_op(temporal_attention_by_triton, _fake)
+
+
+@triton.jit
+def _temporal_attention_kernel(
+    query,
+    key,
+    value,
+    output,
+    positions,
+    stride_query_frame,
+    stride_query_position,
+    stride_key_frame,
+    stride_key_position,
+    stride_value_frame,
+    stride_value_position,
+    stride_output_frame,
+    stride_output_position,
+    scale,
+    NUM_FRAMES: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    BLOCK_FRAMES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_HEAD: tl.constexpr,
+):
+    row = tl.arange(0, BLOCK_ROWS)
+    position = tl.program_id(0) * (BLOCK_ROWS // BLOCK_FRAMES) + row // BLOCK_FRAMES
+    is_row = (row % BLOCK_FRAMES < NUM_FRAMES) & (position < positions)
+    frame = (tl.program_id(2) * NUM_FRAMES + row % BLOCK_FRAMES).to(tl.int64)
+    feature = tl.arange(0, BLOCK_HEAD)
+    mask = is_row[:, None] & (feature < HEAD_SIZE)[None, :]
+    head = (tl.program_id(1) * HEAD_SIZE + feature)[None, :]
+
+    query_row = query + frame * stride_query_frame + position * stride_query_position
+    key_row = key + frame * stride_key_frame + position * stride_key_position
+    value_row = value + frame * stride_value_frame + position * stride_value_position
+    queries = tl.load(query_row[:, None] + head, mask=mask, other=0)
+    keys = tl.load(key_row[:, None] + head, mask=mask, other=0)
+    values = tl.load(value_row[:, None] + head, mask=mask, other=0)
+
+    # Three products of tf32 give float32; other types ignore it.
+    scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
+    is_pair = (position[:, None] == position[None, :]) & (row % BLOCK_FRAMES < NUM_FRAMES)[None, :]
+    scores = tl.where(is_pair, scores, float("-inf"))
+    weights = tl.exp(scores - tl.max(scores, 1)[:, None])
+    weights = weights / tl.sum(weights, 1)[:, None]
+    attended = tl.dot(weights.to(values.dtype), values, input_precision="tf32x3")
+
+    output_row = output + frame * stride_output_frame + position * stride_output_position
+    tl.store(output_row[:, None] + head, attended.to(output.dtype.element_ty), mask=mask)

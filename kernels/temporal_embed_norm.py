@@ -1,0 +1,114 @@
+"""What comes before attention over time, in one pass: the temporal embedding and the temporal layer norm.
+
+    residual = x + embedding[frame]        normed = LayerNorm(residual)
+
+x is `[F, N, D]`, frame after frame, clip after clip. A program has one row: it
+is read once, and both results are written from registers.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_videollava.kernels import dispatch, reference
+
+
+def temporal_embed_norm(
+    hidden_states: torch.Tensor,
+    temporal_embedding: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    *,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the temporal embedding and normalise, by Triton where it takes the tensors.
+
+    Args:
+        hidden_states: `[F, N, D]`, F a multiple of T.
+        temporal_embedding: `[1, T, D]`, one row for each frame of a clip.
+        norm_weight: `[D]` of the layer norm, as `norm_bias`.
+        eps: of the layer norm.
+
+    Returns:
+        the residual stream and what is to be attended, both `[F, N, D]` in the
+        dtype of `hidden_states`.
+
+    Raises:
+        ValueError: the frames are not whole clips.
+    """
+    check_clips(hidden_states, temporal_embedding.shape[-2])
+    embed = embed_by_triton if dispatch.takes(hidden_states) else reference.temporal_embed_norm
+    return embed(hidden_states, temporal_embedding, norm_weight, norm_bias, eps=eps)
+
+
+def check_clips(states: torch.Tensor, num_frames: int) -> None:
+    """Raise a `ValueError` unless `[F, N, D]` is whole clips of `num_frames` frames."""
+    if states.ndim != 3 or len(states) % num_frames:
+        raise ValueError(f"{list(states.shape)} is not [F, N, D] with whole clips of {num_frames} frames.")
+
+
+def temporal_embed_norm_by_triton(
+    hidden_states: torch.Tensor,
+    temporal_embedding: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    frames, positions, features = hidden_states.shape
+    residual = torch.empty(hidden_states.shape, dtype=hidden_states.dtype, device=hidden_states.device)
+    normed = torch.empty_like(residual)
+    _temporal_embed_norm_kernel[(frames * positions,)](
+        hidden_states.contiguous(),
+        temporal_embedding.contiguous(),
+        norm_weight.contiguous(),
+        norm_bias.contiguous(),
+        residual,
+        normed,
+        positions,
+        temporal_embedding.shape[-2],
+        eps,
+        FEATURES=features,
+        BLOCK_FEATURES=triton.next_power_of_2(features),
+    )
+    return residual, normed
+
+
+def _fake(hidden_states, *_args, **_options):
+    residual = hidden_states.new_empty(hidden_states.shape)
+    return residual, torch.empty_like(residual)
+
+
+embed_by_triton = dispatch.register_op(temporal_embed_norm_by_triton, _fake)
+
+
+@triton.jit
+def _temporal_embed_norm_kernel(
+    hidden_states,  # [F * N, D], as the results
+    temporal_embedding,  # [T, D]
+    norm_weight,
+    norm_bias,
+    residual,
+    normed,
+    positions,
+    num_frames,
+    eps,
+    FEATURES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    row = tl.program_id(0)
+    frame = row // positions % num_frames
+    start = row.to(tl.int64) * FEATURES
+    feature = tl.arange(0, BLOCK_FEATURES)
+    mask = feature < FEATURES
+    values = tl.load(hidden_states + start + feature, mask=mask, other=0)
+    values += tl.load(temporal_embedding + frame * FEATURES + feature, mask=mask, other=0)
+    tl.store(residual + start + feature, values, mask=mask)
+
+    values = values.to(tl.float32)
+    mean = tl.sum(values, 0) / FEATURES
+    distance = tl.where(mask, values - mean, 0)
+    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
+    gain = tl.load(norm_weight + feature, mask=mask, other=0).to(tl.float32)
+    bias = tl.load(norm_bias + feature, mask=mask, other=0).to(tl.float32)
+    values = distance * inverse * gain + bias
+    tl.store(normed + start + feature, values.to(normed.dtype.element_ty), mask=mask)

@@ -1,0 +1,239 @@
+"""The kernels compute what plain PyTorch computes: on a GPU if there is one, else under Triton's interpreter.
+
+    TRITON_INTERPRET=1 python -m pytest tests/kernels
+"""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from triton import knobs
+
+from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
+from vllm_videollava.kernels.frame_patch_embed import BLOCKS, choose_blocks, frame_patch_embed
+from vllm_videollava.kernels.temporal_attention import temporal_attention
+from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
+
+pytestmark = pytest.mark.skipif(
+    not (torch.cuda.is_available() or knobs.runtime.interpret),
+    reason="no GPU; `make test` runs these under Triton's interpreter, with TRITON_INTERPRET=1",
+)
+
+DEVICE = "cuda" if torch.cuda.is_available() and not knobs.runtime.interpret else "cpu"
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# Largest error of an element around 1, from the roundings of each type.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# ‖out − ref‖ / ‖ref‖: a wrong element in a thousand shows.
+RELATIVE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Memory that is allocated and not filled is NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def normal(random: torch.Generator, *shape: int, dtype: torch.dtype, scale: float = 1, mean: float = 0) -> torch.Tensor:
+    return (torch.randn(*shape, generator=random) * scale + mean).to(dtype).to(DEVICE)
+
+
+def assert_close(result: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert result.dtype == dtype
+    assert result.shape == expected.shape
+    torch.testing.assert_close(result.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert (result.double() - expected).norm() <= RELATIVE[dtype] * expected.norm()
+
+
+def random_frames(random: torch.Generator, frames: int, height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (frames, 3, height, width), generator=random, dtype=torch.uint8).to(DEVICE)
+
+
+def embedding_weights(random: torch.Generator, features: int, positions: int, dtype: torch.dtype, patch: int = 14):
+    return (
+        normal(random, features, 3, patch, patch, dtype=dtype, scale=0.05),
+        normal(random, features, dtype=dtype),
+        normal(random, positions, features, dtype=dtype, mean=1),
+        normal(random, features, dtype=dtype, scale=0.1, mean=1),
+        normal(random, features, dtype=dtype, scale=0.1),
+    )
+
+
+def check_embedding(frames: torch.Tensor, weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> None:
+    options = {"image_mean": MEAN, "image_std": STD, "eps": 1e-5}
+    result = frame_patch_embed(frames, *weights, **options)
+    assert_close(result, reference.frame_patch_embed(frames, *(x.double() for x in weights), **options), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("frames", "size", "features"),
+    [(1, 28, 64), (3, 28, 96), (8, 28, 1024), (17, 28, 64), (1, 56, 1024), (17, 56, 96), (3, 224, 64), (1, 336, 96)],
+)
+def test_frame_patch_embed(random, frames, size, features, dtype):
+    weights = embedding_weights(random, features, 1 + (size // 14) ** 2, dtype)
+    check_embedding(random_frames(random, frames, size, size), weights, dtype)
+
+
+EVERY_BLOCKS = [(dtype, blocks) for dtype in BLOCKS for blocks in BLOCKS[dtype]]
+
+
+@pytest.mark.parametrize(("dtype", "blocks"), EVERY_BLOCKS, ids=str)
+@pytest.mark.parametrize("features", [64, 300])
+def test_frame_patch_embed_with_all_blocks(random, monkeypatch, dtype, blocks, features):
+    monkeypatch.setattr(frame_patch_embed_file, "choose_blocks", lambda *_: blocks)
+    check_embedding(random_frames(random, 5, 84, 56), embedding_weights(random, features, 25, dtype), dtype)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "patch"), [(28, 70, 14), (42, 14, 14), (32, 64, 16), (16, 24, 8), (64, 32, 32)]
+)
+def test_frame_patch_embed_of_other_patches(random, height, width, patch):
+    positions = 1 + height // patch * (width // patch)
+    weights = embedding_weights(random, 64, positions, torch.float32, patch)
+    check_embedding(random_frames(random, 2, height, width), weights, torch.float32)
+
+
+LAYOUTS = {
+    "channels last": lambda frames: frames.contiguous(memory_format=torch.channels_last),
+    "every second frame": lambda frames: frames.repeat_interleave(2, 0)[::2],
+    "cut out of larger frames": lambda frames: F.pad(frames, (3, 5, 2, 1))[:, :, 2:-1, 3:-5],
+    "mirrored": lambda frames: frames.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frame_patch_embed_of_any_memory_layout(random, layout):
+    frames = LAYOUTS[layout](random_frames(random, 3, 28, 28))
+    assert not frames.is_contiguous()
+    check_embedding(frames, embedding_weights(random, 64, 5, torch.float32), torch.float32)
+
+
+def test_frame_patch_embed_of_strided_weights(random):
+    weight, *others = embedding_weights(random, 64, 5, torch.float32)
+    strided = weight.contiguous(memory_format=torch.channels_last), others[0].repeat_interleave(2)[::2], *others[1:]
+    check_embedding(random_frames(random, 2, 28, 28), strided, torch.float32)
+
+
+def test_frame_patch_embed_of_rows_with_a_large_mean(random):
+    """The variance survives a mean a hundred times the deviation."""
+    weight, class_embedding, positions, *norm = embedding_weights(random, 300, 5, torch.float32)
+    options = {"image_mean": MEAN, "image_std": STD, "eps": 1e-5}
+    inputs = random_frames(random, 2, 28, 28), weight, class_embedding, positions + 100, *norm
+    expected = reference.frame_patch_embed(inputs[0], *(x.double() for x in inputs[1:]), **options)
+    torch.testing.assert_close(frame_patch_embed(*inputs, **options).double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_blocks_give_every_multiprocessor_a_program():
+    rows = [choose_blocks(frames * 257, torch.bfloat16, 132).rows for frames in (1, 8, 17, 64, 256, 4096)]
+    assert rows == [16, 16, 32, 64, 128, 128] or rows == [16, 16, 32, 128, 128, 128]
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("clips", "frames", "positions", "features"),
+    [(1, 2, 5, 64), (2, 8, 17, 96), (1, 8, 257, 64), (3, 3, 1, 1024), (1, 16, 5, 1000)],
+)
+def test_temporal_embed_norm(random, clips, frames, positions, features, dtype):
+    inputs = (
+        normal(random, clips * frames, positions, features, dtype=dtype, mean=2),
+        normal(random, 1, frames, features, dtype=dtype),
+        normal(random, features, dtype=dtype, scale=0.1, mean=1),
+        normal(random, features, dtype=dtype, scale=0.1),
+    )
+    residual, normed = temporal_embed_norm(*inputs, eps=1e-5)
+    expected = reference.temporal_embed_norm(*(x.double() for x in inputs), eps=1e-5)
+    assert_close(residual, expected[0], dtype)
+    assert_close(normed, expected[1], dtype)
+
+
+def check_attention(query, key, value, dtype, **options):
+    expected = reference.temporal_attention(query.double(), key.double(), value.double(), **options)
+    assert_close(temporal_attention(query, key, value, **options), expected, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("head_size", [16, 64])
+@pytest.mark.parametrize("frames", [2, 3, 8, 16])
+def test_temporal_attention(random, frames, head_size, dtype):
+    heads = 3
+    projection = normal(random, 2 * frames, 7, 3 * heads * head_size, dtype=dtype)
+    parts = projection.chunk(3, -1)
+    check_attention(*parts, dtype, num_frames=frames, num_heads=heads, scale=head_size**-0.5)
+
+
+@pytest.mark.parametrize(
+    ("clips", "frames", "positions", "heads", "head_size"),
+    [(1, 1, 3, 1, 16), (1, 8, 257, 2, 16), (3, 5, 2, 2, 80), (1, 40, 3, 1, 32), (2, 8, 1, 4, 8)],
+)
+def test_temporal_attention_of_other_shapes(random, clips, frames, positions, heads, head_size):
+    states = [normal(random, clips * frames, positions, heads * head_size, dtype=torch.float32) for _ in range(3)]
+    check_attention(*states, torch.float32, num_frames=frames, num_heads=heads, scale=head_size**-0.5)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_temporal_attention_of_any_memory_layout(random, order):
+    states = []
+    for _ in range(3):
+        contiguous = normal(random, *((16, 5, 32)[axis] for axis in order), dtype=torch.float32)
+        states.append(contiguous.permute(*(order.index(axis) for axis in range(3))))
+    check_attention(*states, torch.float32, num_frames=8, num_heads=2, scale=0.25)
+
+
+def test_temporal_attention_of_large_scores(random):
+    states = [normal(random, 8, 3, 32, dtype=torch.float32, scale=30) for _ in range(3)]
+    expected = reference.temporal_attention(*(x.double() for x in states), num_frames=8, num_heads=2, scale=0.25)
+    result = temporal_attention(*states, num_frames=8, num_heads=2, scale=0.25)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def embed_again(frames, *others):
+    return frame_patch_embed(frames, *others, image_mean=MEAN, image_std=STD, eps=1e-5) + 1
+
+
+def attend_again(states):
+    residual, normed = temporal_embed_norm(states, states[:8, 0][None], states[0, 0], states[0, 1], eps=1e-5)
+    return residual + temporal_attention(normed, normed, normed, num_frames=8, num_heads=2, scale=0.25)
+
+
+@pytest.mark.parametrize("name", ["embed", "attend"])
+def test_torch_compile_takes_the_operators_without_a_break(random, name):
+    weights = embedding_weights(random, 64, 5, torch.float32)
+    function, inputs = {
+        "embed": (embed_again, (random_frames(random, 2, 28, 28), *weights)),
+        "attend": (attend_again, (normal(random, 16, 5, 32, dtype=torch.float32),)),
+    }[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs), function(*inputs))
+
+
+def test_operators_keep_pytorchs_rules(random):
+    weights = embedding_weights(random, 64, 5, torch.float32)
+    ops, states = torch.ops.vllm_videollava, normal(random, 16, 5, 32, dtype=torch.float32)
+    tests = ("test_schema", "test_faketensor")
+    embedding = (random_frames(random, 2, 28, 28), *weights, MEAN, STD, 1e-5)
+    torch.library.opcheck(ops.frame_patch_embed_by_triton, embedding, test_utils=tests)
+    norm = (states, states[:8, 0][None], states[0, 0], states[0, 1], 1e-5)
+    torch.library.opcheck(ops.temporal_embed_norm_by_triton, norm, test_utils=tests)
+    torch.library.opcheck(ops.temporal_attention_by_triton, (states, states, states, 8, 2, 0.25), test_utils=tests)
+
+
+def test_triton_is_what_runs(monkeypatch, random):
+    def fail(*_args, **_options):
+        raise AssertionError
+
+    for name in ("frame_patch_embed", "temporal_attention", "temporal_embed_norm"):
+        monkeypatch.setattr(reference, name, fail)
+    assert dispatch.takes(torch.empty(1, device=DEVICE))
+    embed_again(random_frames(random, 2, 28, 28), *embedding_weights(random, 64, 5, torch.float32))
+    attend_again(normal(random, 16, 5, 32, dtype=torch.float32))
