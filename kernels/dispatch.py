@@ -1,16 +1,28 @@
-"""Which tensors Triton can take, and how a kernel becomes a PyTorch operator."""
+"""Which tensors Triton can take, in which type it multiplies them, and how a kernel becomes a PyTorch operator."""
 
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton.language as tl
 from triton import knobs
+
+# Kernels are compiled or interpreted as it was when they were imported.
+INTERPRETED = knobs.runtime.interpret
 
 
 def takes(tensor: torch.Tensor) -> bool:
     """Whether Triton can take a tensor: on a GPU, or anywhere under its interpreter (`TRITON_INTERPRET=1`)."""
-    return tensor.is_cuda or knobs.runtime.interpret
+    return tensor.is_cuda or INTERPRETED
+
+
+def operand_type(dtype: torch.dtype) -> tl.dtype:
+    """The type in which `tl.dot` multiplies tensors of `dtype`; it changes no product.
+
+    Triton's interpreter (3.9) keeps bfloat16 as integers and would multiply those.
+    """
+    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def register_op(launch: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:

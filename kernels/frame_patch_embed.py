@@ -139,6 +139,7 @@ def frame_patch_embed_by_triton(
         *(1 / (255 * std) for std in image_std),
         *(mean / std for mean, std in zip(image_mean, image_std, strict=True)),
         eps,
+        OPERAND=dispatch.operand_type(weight.dtype),
         FEATURES=features,
         PATCH=patch,
         BLOCK_ROWS=blocks.rows,
@@ -180,6 +181,7 @@ def _frame_patch_embed_kernel(
     shift_green,
     shift_blue,
     eps,
+    OPERAND: tl.constexpr,
     FEATURES: tl.constexpr,
     PATCH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -224,7 +226,7 @@ def _frame_patch_embed_kernel(
             pixels = tl.where(is_class[:, None], 0.0, pixels).to(dtype)
             weights = tl.load(weight_row[None, :] + index[:, None], mask=index[:, None] < DEPTH, other=0)
             # Three products of tf32 give float32; other types ignore it.
-            tile = tl.dot(pixels, weights, tile, input_precision="tf32x3")
+            tile = tl.dot(pixels.to(OPERAND), weights.to(OPERAND), tile, input_precision="tf32x3")
         tl.store(output_row[:, None] + feature[None, :], tile.to(dtype), mask=is_row[:, None] & is_feature[None, :])
 
         # Mean and variance of all features so far from those of both parts (Chan, Golub, LeVeque, 1979).

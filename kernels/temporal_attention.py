@@ -67,6 +67,7 @@ def temporal_attention_by_triton(
         positions,
         *(stride for x in (query, key, value, output) for stride in x.stride()[:2]),
         scale,
+        OPERAND=dispatch.operand_type(query.dtype),
         NUM_FRAMES=num_frames,
         HEAD_SIZE=head_size,
         BLOCK_FRAMES=block_frames,
@@ -99,6 +100,7 @@ def _temporal_attention_kernel(
     stride_output_frame,
     stride_output_position,
     scale,
+    OPERAND: tl.constexpr,
     NUM_FRAMES: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
     BLOCK_FRAMES: tl.constexpr,
@@ -116,9 +118,9 @@ def _temporal_attention_kernel(
     query_row = query + frame * stride_query_frame + position * stride_query_position
     key_row = key + frame * stride_key_frame + position * stride_key_position
     value_row = value + frame * stride_value_frame + position * stride_value_position
-    queries = tl.load(query_row[:, None] + head, mask=mask, other=0)
-    keys = tl.load(key_row[:, None] + head, mask=mask, other=0)
-    values = tl.load(value_row[:, None] + head, mask=mask, other=0)
+    queries = tl.load(query_row[:, None] + head, mask=mask, other=0).to(OPERAND)
+    keys = tl.load(key_row[:, None] + head, mask=mask, other=0).to(OPERAND)
+    values = tl.load(value_row[:, None] + head, mask=mask, other=0).to(OPERAND)
 
     # Three products of tf32 give float32; other types ignore it.
     scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
@@ -126,7 +128,7 @@ def _temporal_attention_kernel(
     scores = tl.where(is_pair, scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     weights = weights / tl.sum(weights, 1)[:, None]
-    attended = tl.dot(weights.to(values.dtype), values, input_precision="tf32x3")
+    attended = tl.dot(weights.to(output.dtype.element_ty).to(OPERAND), values, input_precision="tf32x3")
 
     output_row = output + frame * stride_output_frame + position * stride_output_position
     tl.store(output_row[:, None] + head, attended.to(output.dtype.element_ty), mask=mask)

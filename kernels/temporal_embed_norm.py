@@ -100,8 +100,10 @@ def _temporal_embed_norm_kernel(
     start = row.to(tl.int64) * FEATURES
     feature = tl.arange(0, BLOCK_FEATURES)
     mask = feature < FEATURES
-    values = tl.load(hidden_states + start + feature, mask=mask, other=0)
-    values += tl.load(temporal_embedding + frame * FEATURES + feature, mask=mask, other=0)
+    values = tl.load(hidden_states + start + feature, mask=mask, other=0).to(tl.float32)
+    values += tl.load(temporal_embedding + frame * FEATURES + feature, mask=mask, other=0).to(tl.float32)
+    # What is normalised is what is written, roundings included.
+    values = values.to(residual.dtype.element_ty)
     tl.store(residual + start + feature, values, mask=mask)
 
     values = values.to(tl.float32)

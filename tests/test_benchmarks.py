@@ -11,6 +11,8 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "benchmarks"))
 
 import harness
+import kernel_resources
+import torch
 
 README = (ROOT / "benchmarks" / "README.md").read_text()
 RESULTS = {path.stem: [json.loads(line) for line in path.open()] for path in harness.RESULTS.glob("*.jsonl")}
@@ -40,7 +42,7 @@ def test_results_are_of_one_run(name):
     assert not RESULTS[name][0]["commit"].endswith("+"), "measured with files that are in no commit"
 
 
-@pytest.mark.parametrize("name", ["media", "soak"])
+@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed"])
 def test_benchmark_starts(name):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     assert "results" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -77,3 +79,33 @@ def test_the_readmes_table_of_memory():
     assert len(table) == len(quarters) // 4
     for case, process, second, last in table:
         assert (int(second), int(last)) == (quarters[case, process, "2"], quarters[case, process, "4"])
+
+
+def test_kernels_fit_every_chip():
+    """No spills, shared memory within the limit, matrices multiplied by tensor cores; prints the table."""
+    table = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "kernel_resources.py"], check=False, capture_output=True, text=True
+    )
+    print(table.stdout)
+    assert table.returncode == 0, table.stdout + table.stderr
+    assert len(table.stdout.splitlines()) == 1 + len(list(kernel_resources.cases()))
+
+
+def test_a_kernel_that_spills_is_noticed():
+    case = next(case for case in kernel_resources.cases() if case.chip == 90 and case.multiplies)
+    too_large = case._replace(constants={**case.constants, "BLOCK_FEATURES": 256})
+    assert kernel_resources.measure(too_large).faults == ("spills",)
+
+
+def test_a_kernel_without_tensor_cores_is_noticed():
+    case = next(case for case in kernel_resources.cases() if not case.multiplies)
+    assert kernel_resources.measure(case._replace(multiplies=True)).faults == ("no tensor cores",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_are_not_timed_without_a_gpu():
+    script = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "kernel_speed.py"], check=False, capture_output=True, text=True
+    )
+    assert script.returncode == 1
+    assert script.stderr.startswith("There is no GPU")

@@ -1,0 +1,176 @@
+"""Registers, spills, shared memory and tensor-core instructions of every compiled kernel; needs no GPU.
+
+    python benchmarks/kernel_resources.py
+
+Compiles each kernel for each chip, type and block size that may be chosen, at the shapes of
+LanguageBind's towers, and prints a table. Exits with 1 if one spills, has too much shared
+memory for its chip, or multiplies matrices without tensor cores. Writes no results.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vllm_videollava.kernels import frame_patch_embed, temporal_attention, temporal_embed_norm
+from vllm_videollava.kernels.dispatch import operand_type
+
+# Bytes of shared memory that one program may have: CUDA programming guide, technical specifications.
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+FEATURES, HEAD_SIZE, NUM_FRAMES, PATCH = 1024, 64, 8, 14
+
+
+class Case(NamedTuple):
+    """One kernel as one choice of types and constants compiles it."""
+
+    kernel: Any
+    chip: int
+    dtype: torch.dtype
+    pointers: dict[str, str]
+    floats: tuple[str, ...]
+    constants: dict[str, Any]
+    options: dict[str, int]
+    multiplies: bool
+
+    @property
+    def name(self) -> str:
+        blocks = [value for name, value in self.constants.items() if name.startswith("BLOCK_")]
+        return f"{self.kernel.__name__.strip('_')} {'x'.join(map(str, blocks))} {TYPES[self.dtype]} sm_{self.chip}"
+
+
+class Resources(NamedTuple):
+    name: str
+    registers: int
+    stack: int
+    shared: int
+    tensor_cores: int
+    faults: tuple[str, ...]
+
+
+def cases() -> Iterator[Case]:
+    """Everything that may be compiled for the published towers."""
+    for chip in SHARED_LIMIT:
+        for dtype in TYPES:
+            yield from (_patch_embed(chip, dtype, blocks) for blocks in frame_patch_embed.BLOCKS[dtype])
+            yield _attention(chip, dtype)
+            yield _embed_norm(chip, dtype)
+
+
+def _patch_embed(chip: int, dtype: torch.dtype, blocks: frame_patch_embed.Blocks) -> Case:
+    weights = ("weight", "class_embedding", "position_embedding", "norm_weight", "norm_bias", "output")
+    colours = ("red", "green", "blue")
+    return Case(
+        frame_patch_embed._frame_patch_embed_kernel,
+        chip,
+        dtype,
+        {"frames": "*u8", **dict.fromkeys(weights, f"*{TYPES[dtype]}")},
+        (*(f"{what}_{colour}" for what in ("scale", "shift") for colour in colours), "eps"),
+        {
+            "OPERAND": operand_type(dtype),
+            "FEATURES": FEATURES,
+            "PATCH": PATCH,
+            "BLOCK_ROWS": blocks.rows,
+            "BLOCK_FEATURES": blocks.features,
+            "BLOCK_DEPTH": blocks.depth,
+        },
+        {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages},
+        multiplies=True,
+    )
+
+
+def _attention(chip: int, dtype: torch.dtype) -> Case:
+    return Case(
+        temporal_attention._temporal_attention_kernel,
+        chip,
+        dtype,
+        dict.fromkeys(("query", "key", "value", "output"), f"*{TYPES[dtype]}"),
+        ("scale",),
+        {
+            "OPERAND": operand_type(dtype),
+            "NUM_FRAMES": NUM_FRAMES,
+            "HEAD_SIZE": HEAD_SIZE,
+            "BLOCK_FRAMES": NUM_FRAMES,
+            "BLOCK_ROWS": temporal_attention.BLOCK_ROWS,
+            "BLOCK_HEAD": HEAD_SIZE,
+        },
+        {},
+        multiplies=True,
+    )
+
+
+def _embed_norm(chip: int, dtype: torch.dtype) -> Case:
+    tensors = ("hidden_states", "temporal_embedding", "norm_weight", "norm_bias", "residual", "normed")
+    return Case(
+        temporal_embed_norm._temporal_embed_norm_kernel,
+        chip,
+        dtype,
+        dict.fromkeys(tensors, f"*{TYPES[dtype]}"),
+        ("eps",),
+        {"FEATURES": FEATURES, "BLOCK_FEATURES": FEATURES},
+        {},
+        multiplies=False,
+    )
+
+
+def measure(case: Case) -> Resources:
+    """Compile a case and read what the compiler gave it."""
+    names = case.kernel.arg_names
+    signature = dict.fromkeys(names, "i32") | case.pointers | dict.fromkeys(case.floats, "fp32")
+    signature |= dict.fromkeys(case.constants, "constexpr")
+    # As at a launch: PyTorch's memory is aligned to 16 bytes and more.
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in case.pointers}
+    source = ASTSource(case.kernel, signature=signature, constexprs=case.constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", case.chip, 32), options=case.options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", cubin.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = (int(re.search(rf"\b{what}:(\d+)", usage)[1]) for what in ("REG", "STACK"))
+    tensor_cores = len(TENSOR_CORES.findall(compiled.asm["ptx"]))
+    shared = compiled.metadata.shared
+    faults = {
+        "spills": stack > 0,
+        "too much shared memory": shared > SHARED_LIMIT[case.chip],
+        "no tensor cores": case.multiplies and tensor_cores == 0,
+    }
+    return Resources(
+        case.name, registers, stack, shared, tensor_cores, tuple(fault for fault, found in faults.items() if found)
+    )
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    print(
+        f"{'kernel, blocks, type, chip':<58}{'registers':>10}{'stack':>7}{'shared':>8}{'tensor-core instructions':>26}"
+    )
+    faulty = False
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for row in pool.map(measure_number, range(len(list(cases())))):
+            faulty |= bool(row.faults)
+            line = f"{row.name:<58}{row.registers:>10}{row.stack:>7}{row.shared:>8}{row.tensor_cores:>26}"
+            print(f"{line}  {', '.join(row.faults)}", flush=True)
+    sys.exit(int(faulty))
+
+
+def measure_number(index: int) -> Resources:
+    """`measure` for another process, to which a kernel cannot be sent."""
+    return measure(list(cases())[index])
+
+
+if __name__ == "__main__":
+    main()
