@@ -1,13 +1,14 @@
-# make setup | demo | test | lint, and for longer runs fuzz | soak | bench-media | bench-kernels: all in .venv.
+# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | soak | bench-tiny | bench-media |
+# bench-kernels: all in .venv.
 PYTHON ?= python3
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint fuzz soak bench-media bench-kernels
+.PHONY: setup demo test lint train-tiny fuzz soak bench-tiny bench-media bench-kernels
 setup:
 	@$(PYTHON) scripts/setup_venv.py
 
 demo: setup
-	@.venv/bin/python examples/demo.py
+	@.venv/bin/vllm-videollava demo
 
 test: setup
 	.venv/bin/python -m pytest --ignore tests/kernels
@@ -17,11 +18,17 @@ lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 
+train-tiny: setup
+	.venv/bin/python training/train_tiny.py build/tiny vllm_videollava/tiny/checkpoint
+
 fuzz: setup
 	.venv/bin/python -m pytest tests/test_fuzz.py -s --fuzz-videos 2000 --fuzz-images 1000
 
 soak: setup
 	.venv/bin/python benchmarks/soak.py
+
+bench-tiny: setup
+	.venv/bin/python benchmarks/tiny_accuracy.py
 
 bench-media: setup
 	.venv/bin/python benchmarks/media.py

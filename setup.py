@@ -6,4 +6,4 @@ Hugging Face's package of that name from transformers and vLLM.
 
 from setuptools import setup
 
-setup(packages=["vllm_videollava", "vllm_videollava.kernels"])
+setup(packages=["vllm_videollava", "vllm_videollava.kernels", "vllm_videollava.tiny"])

@@ -4,30 +4,31 @@
 
 Writes benchmarks/results/soak.jsonl. Ends with status 1 if any memory has
 grown by more than 5 % from the second quarter of the videos to the last.
-Needs neither network nor GPU: it serves a small random checkpoint.
+Needs neither network nor GPU: it serves the tiny checkpoint.
 """
 
 import argparse
 import base64
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from harness import row, write_rows
 
-# Before this folder, which has a media.py of its own.
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
-
-from demo import free_port, wait_until_healthy
-from media import write_clip
-from random_checkpoint import write_checkpoint
+from vllm_videollava import tiny_checkpoint
+from vllm_videollava.local_server import local_server
+from vllm_videollava.tiny.drawing import write_clip
+from vllm_videollava.tiny.world import draw_clip_scene
 
 NUM_CLIENTS = 32
+# Caches that are full soon, for they grow on purpose.
+FLAGS = ("--enforce-eager", "--dtype=float32", "--mm-processor-cache-gb=0.01", "--disable-uvicorn-access-log")
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VIDEO_LLAVA_DECODED_CACHE_MB": "4"}
 GROWTH_ALLOWED = 1.05
 EVERY = 10
 
@@ -37,37 +38,20 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clip = write_clip(folder / "clip.mp4").read_bytes()
-        checkpoint = write_checkpoint(folder / "random-video-llava")
-        port = free_port()
-        with (folder / "log.txt").open("w") as log:
-            server = start_server(checkpoint, port, log)
-            try:
-                if not wait_until_healthy(port, server):
-                    sys.exit("The server did not start.")
-                for case, num_clients in (("one after the other", 1), (f"{NUM_CLIENTS} clients", NUM_CLIENTS)):
-                    rows += soak(case, server.pid, port, clip, args.videos, num_clients)
-            finally:
-                server.terminate()
-                server.wait()
+        clip = write_clip(draw_clip_scene(np.random.default_rng(0)), folder / "clip.mp4").read_bytes()
+        with local_server(tiny_checkpoint(), folder / "log.txt", *FLAGS, **ENVIRONMENT) as server:
+            for case, num_clients in (("one after the other", 1), (f"{NUM_CLIENTS} clients", NUM_CLIENTS)):
+                rows += soak(case, server.process.pid, server.url, clip, args.videos, num_clients)
     print(f"Written to {write_rows('soak', rows)}")
     sys.exit(not all(is_flat(rows)))
 
 
-def start_server(checkpoint: Path, port: int, log) -> subprocess.Popen:
-    """Start a server whose caches are full soon, for they grow on purpose."""
-    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(checkpoint), "--port", str(port)]
-    flags = ["--enforce-eager", "--dtype", "float32", "--mm-processor-cache-gb", "0.01", "--disable-uvicorn-access-log"]
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", **os.environ, "VIDEO_LLAVA_DECODED_CACHE_MB": "4"}
-    return subprocess.Popen([*command, *flags], stdout=log, stderr=subprocess.STDOUT, env=environment)
-
-
-def soak(case: str, pid: int, port: int, clip: bytes, num_videos: int, num_clients: int) -> list[dict]:
+def soak(case: str, pid: int, url: str, clip: bytes, num_videos: int, num_clients: int) -> list[dict]:
     """Ask about `num_videos` clips, each of them new to all caches, and return rows of memory in each quarter."""
     samples: list[dict[str, float]] = []
 
     def ask_and_look(number: int) -> None:
-        ask(port, clip + b"\x00\x00\x00\x14free" + f"{num_clients:4}{number:8}".encode())
+        ask(url, clip + b"\x00\x00\x00\x14free" + f"{num_clients:4}{number:8}".encode())
         if number % EVERY == 0:
             samples.append(resident_memory(pid))
 
@@ -85,12 +69,12 @@ def soak(case: str, pid: int, port: int, clip: bytes, num_videos: int, num_clien
     return rows
 
 
-def ask(port: int, clip: bytes) -> None:
-    url = f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"
-    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "What happens?"}]
+def ask(url: str, clip: bytes) -> None:
+    data_url = f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"
+    content = [{"type": "video_url", "video_url": {"url": data_url}}, {"type": "text", "text": "What happens?"}]
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=300) as response:
         json.load(response)

@@ -2,7 +2,7 @@
 
     python examples/offline_video.py --video clip.mp4 --image picture.jpg --question "What happens here?"
 
-Without --video or --image, a small clip or picture is made (which takes PyAV).
+Without --video or --image, a small clip or picture is drawn.
 With VLLM_LOGGING_LEVEL=ERROR in the environment, vLLM says less in between.
 """
 
@@ -10,8 +10,11 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from media import write_clip, write_picture
+import numpy as np
 from vllm import LLM, SamplingParams
+
+from vllm_videollava.tiny.drawing import write_clip, write_image
+from vllm_videollava.tiny.world import draw_clip_scene, draw_image_scene
 
 PROMPT = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -32,8 +35,9 @@ def main() -> None:
         allowed_local_media_path="/",
     )
     with tempfile.TemporaryDirectory() as folder:
-        video = args.video or write_clip(Path(folder, "clip.mp4"))
-        image = args.image or write_picture(Path(folder, "picture.jpg"))
+        rng = np.random.default_rng(0)
+        video = args.video or write_clip(draw_clip_scene(rng), Path(folder, "clip.mp4"))
+        image = args.image or write_image(draw_image_scene(rng), Path(folder, "picture.jpg"))
         ways = {"a clip": {"video": video}, "an image": {"image": image}, "both": {"video": video, "image": image}}
         for name, media in ways.items():
             show(f"LLM.chat with {name}", chat(llm, media, args.question))

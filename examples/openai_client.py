@@ -3,8 +3,8 @@
     vllm-videollava serve LanguageBind/Video-LLaVA-7B
     python examples/openai_client.py --video clip.mp4 --question "What happens here?"
 
-Without --video and --image, a small clip is made (which takes PyAV). The file
-itself is sent, so the server may be on another machine.
+Without --video and --image, a small clip is drawn (which takes the package
+vllm_videollava). The file itself is sent, so the server may be on another machine.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from media import write_clip
+import numpy as np
 from openai import OpenAI
 
 # The server looks at the content to tell one format of clips or pictures from another.
@@ -24,8 +24,7 @@ def main() -> None:
     args = parse_args()
     content = [media_part(kind, path) for kind, path in (("video", args.video), ("image", args.image)) if path]
     if not content:
-        with tempfile.TemporaryDirectory() as folder:
-            content = [media_part("video", write_clip(Path(folder, "clip.mp4")))]
+        content = [draw_part()]
     content.append({"type": "text", "text": args.question})
 
     # The package insists on a key; a vLLM server asks for one only if told so.
@@ -39,6 +38,15 @@ def main() -> None:
     for chunk in stream:
         print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
+
+
+def draw_part() -> dict:
+    """Draw a clip and put it into a message."""
+    from vllm_videollava.tiny.drawing import write_clip
+    from vllm_videollava.tiny.world import draw_clip_scene
+
+    with tempfile.TemporaryDirectory() as folder:
+        return media_part("video", write_clip(draw_clip_scene(np.random.default_rng(0)), Path(folder, "clip.mp4")))
 
 
 def media_part(kind: str, path: Path) -> dict:

@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-sys.path[:0] = [str(TESTS), str(ROOT / "examples")]
+sys.path[:0] = [str(TESTS), str(ROOT / "benchmarks"), str(ROOT / "training")]
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -59,26 +59,15 @@ def server_url(server) -> str:
 
 @contextmanager
 def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[Server]:
-    from demo import free_port, wait_until_healthy
+    from vllm_videollava.local_server import local_server
 
-    port = free_port()
-    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(checkpoint)]
-    flags = (
-        f"--port {port} --dtype float32 --enforce-eager --allowed-local-media-path / --trust-request-mm-kwargs".split()
-    )
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command + flags, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
-        )
-    try:
-        if not wait_until_healthy(port, process):
-            pytest.fail(f"The server did not start:\n{log.read_text()[-5000:]}")
-        yield Server(f"http://127.0.0.1:{port}", process, log)
-    finally:
-        below = process_tree(process.pid)
-        process.terminate()
-        process.wait(60)
-        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/", "--trust-request-mm-kwargs"]
+    with local_server(checkpoint, log, *flags, **environment) as (url, process, _):
+        try:
+            yield Server(url, process, log)
+        finally:
+            below = process_tree(process.pid)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 
 
 def process_tree(pid: int) -> list[int]:

@@ -5,14 +5,11 @@ import re
 import subprocess
 import sys
 
-import pytest
-from conftest import ROOT
-
-sys.path.append(str(ROOT / "benchmarks"))
-
 import harness
 import kernel_resources
+import pytest
 import torch
+from conftest import ROOT
 
 README = (ROOT / "benchmarks" / "README.md").read_text()
 RESULTS = {path.stem: [json.loads(line) for line in path.open()] for path in harness.RESULTS.glob("*.jsonl")}

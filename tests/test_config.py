@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 from checkpoints import change_config, copy_checkpoint
-from random_checkpoint import CONFIG, TOWER, write_json
+from original_format import write_json
+from random_checkpoint import CONFIG, TOWER
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers import VideoLlavaConfig as TransformersConfig
 

@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from clips import encode_clip, smooth_frames
 from conftest import ROOT
-from media import write_clip, write_picture
+from PIL import Image
 
 NUM_COPIES = 60
 ENGINE = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager"]
@@ -58,7 +59,7 @@ def clips(tmp_path) -> Path:
     (folder / "more").mkdir(parents=True)
     (folder / "x.mp4").write_text("This is no video.")
     for num_frames, name in ((8, "a.mp4"), (24, "50% #1?.MP4"), (40, "more/z.mp4")):
-        write_clip(folder / name, num_frames)
+        (folder / name).write_bytes(encode_clip(smooth_frames(num_frames, 240, 320)))
     # So many that there is time to interrupt.
     for index in range(NUM_COPIES):
         shutil.copy(folder / "more/z.mp4", folder / f"more/copy {index:02}.mp4")
@@ -111,6 +112,8 @@ def test_offline_batch_keeps_files_of_others(clips, tmp_path):
 
 @pytest.mark.parametrize("with_files", [False, True])
 def test_openai_client(server_url, tmp_path, with_files):
-    video, image = write_clip(tmp_path / "clip.mp4"), write_picture(tmp_path / "picture.jpg")
+    video, image = tmp_path / "clip.mp4", tmp_path / "picture.jpg"
+    video.write_bytes(encode_clip(smooth_frames(24, 240, 320)))
+    Image.fromarray(smooth_frames(1, 240, 320)[0]).save(image)
     files = ["--video", video, "--image", image] if with_files else []
     assert run("openai_client.py", "--base-url", f"{server_url}/v1", *files).strip()

@@ -1,6 +1,13 @@
 """vLLM plugin for Video-LLaVA: importing this package is free, `register` tells vLLM about the model."""
 
+from pathlib import Path
+
 ARCHITECTURE = "VideoLlavaForConditionalGeneration"
+
+
+def tiny_checkpoint() -> Path:
+    """Return the folder of the tiny trained checkpoint that comes with the package; its README.md is the model card."""
+    return Path(__file__).parent / "tiny" / "checkpoint"
 
 
 def register() -> None:

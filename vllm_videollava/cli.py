@@ -1,11 +1,14 @@
-"""The command `vllm-videollava`: serve a checkpoint, or check what the installation makes of it."""
+"""The command `vllm-videollava`: serve a checkpoint, try the tiny one, or check what is installed."""
 
 import argparse
 import sys
 
-from vllm_videollava import ARCHITECTURE
+from vllm_videollava import ARCHITECTURE, tiny_checkpoint
+from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES
 
 DEFAULT_MODEL = "LanguageBind/Video-LLaVA-7B"
+TINY = "tiny"
+"""Names the checkpoint that comes with the package."""
 
 
 def main() -> None:
@@ -16,6 +19,12 @@ def main() -> None:
     check_parser = commands.add_parser("check", help="tell which vLLM, device and decoder are used")
     check_parser.add_argument("model", nargs="?", help="also tell what this checkpoint resolves to")
     check_parser.set_defaults(run=check)
+    demo_parser = commands.add_parser("demo", help="ask the tiny checkpoint about a clip that is drawn for it")
+    demo_parser.add_argument("--shape", choices=SHAPES, help="of the clip's only object")
+    demo_parser.add_argument("--colour", choices=COLOURS, help="of the clip's only object")
+    demo_parser.add_argument("--moves", choices=DIRECTIONS, help="where the clip's only object goes")
+    demo_parser.add_argument("--seed", type=int, help="draw the same clip again")
+    demo_parser.set_defaults(run=demo)
     # What follows `serve` is for vLLM's parser.
     args, rest = parser.parse_known_args(sys.argv[1:2] if sys.argv[1:2] == ["serve"] else None)
     if rest:
@@ -32,11 +41,20 @@ def serve(args: argparse.Namespace) -> None:
     names_model = any(flag.split("=")[0] in ("--model", "--config", "--help", "-h") for flag in flags)
     if (not flags or flags[0].startswith("-")) and not names_model:
         flags.insert(0, DEFAULT_MODEL)
+    if flags[0] == TINY:
+        flags[:1] = [str(tiny_checkpoint()), f"--served-model-name={TINY}"]
     sys.argv = ["vllm", "serve", *flags]
 
     from vllm.entrypoints.cli.main import main as vllm_main
 
     vllm_main()
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Run the demo; see `vllm_videollava.tiny.demo`."""
+    from vllm_videollava.tiny.demo import run_demo
+
+    run_demo(args.shape, args.colour, args.moves, args.seed)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -62,7 +80,7 @@ def _check_model(model: str) -> bool:
     from vllm_videollava.config import VideoLlavaConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(tiny_checkpoint() if model == TINY else model)
     except (ValueError, OSError) as error:
         print(f"model    {model}: {error}")
         return False

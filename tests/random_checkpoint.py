@@ -1,22 +1,15 @@
-"""Write a small checkpoint with random weights in Video-LLaVA's original format, tokenizer included.
-
-    python examples/random_checkpoint.py FOLDER
+"""A small checkpoint with random weights in Video-LLaVA's original format, tokenizer included.
 
 It has every part of LanguageBind/Video-LLaVA-7B, names and files alike, and
-answers with noise.
+answers with noise, which shows any difference in what is computed.
 """
 
-import argparse
-import io
-import json
 import math
 from pathlib import Path
 
-import sentencepiece
+import original_format
 import torch
-from safetensors.torch import save_file
 
-VOCAB_SIZE = 384
 TOWER = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -28,83 +21,32 @@ TOWER = {
     "layer_norm_eps": 1e-5,
 }
 VIDEO_TOWER = {**TOWER, "add_time_attn": True, "num_frames": 8}
-LLAMA = {
+CONFIG = {
+    **original_format.CONFIG,
+    "mm_hidden_size": TOWER["hidden_size"],
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": VOCAB_SIZE,
-    "tie_word_embeddings": False,
-}
-CONFIG = {
-    "model_type": "llava",
-    "architectures": ["LlavaLlamaForCausalLM"],
-    "mm_image_tower": "LanguageBind_Image",
-    "mm_video_tower": "LanguageBind_Video_merge",
-    "mm_projector_type": "mlp2x_gelu",
-    "mm_hidden_size": TOWER["hidden_size"],
-    "mm_vision_select_layer": -2,
-    "mm_vision_select_feature": "patch",
-    "mm_use_im_start_end": False,
-    "mm_use_im_patch_token": False,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
+    "vocab_size": 384,
     "torch_dtype": "float32",
-    **LLAMA,
 }
 
 
 def write_checkpoint(folder: Path, seed: int = 0, **overrides) -> Path:
     """Write the checkpoint, with `overrides` in its config.json, and return its folder."""
     config = {**CONFIG, **overrides}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config)
-    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
-    for name, model_type, vision_config in (
-        ("LanguageBind_Image", "LanguageBindImage", TOWER),
-        ("LanguageBind_Video_merge", "LanguageBindVideo", VIDEO_TOWER),
-    ):
-        (folder / name).mkdir(exist_ok=True)
-        write_json(folder / name / "config.json", {"model_type": model_type, "vision_config": vision_config})
-    write_tokenizer(folder)
-    save_file(random_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    tokenizer = original_format.train_tokenizer(_sentences(), CONFIG["vocab_size"])
+    return original_format.write_files(folder, config, TOWER, VIDEO_TOWER, random_weights(config, seed), tokenizer)
 
 
-def write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2))
-
-
-def write_tokenizer(folder: Path) -> None:
-    """Train a SentencePiece tokenizer with LLaMA's settings on a few sentences and write its files."""
+def _sentences() -> list[str]:
     words = "video clip image frame person dog ball red blue green left right slowly holds looks opens street kitchen"
     corpus = [f"USER: What does the {word} show? ASSISTANT: It shows a {word}, moving." for word in words.split()]
-    corpus += [f"A chat about the {first} and the {second}." for first in words.split() for second in words.split()]
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=VOCAB_SIZE,
-        byte_fallback=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        split_digits=True,
-        pad_id=-1,
-        minloglevel=2,
-    )
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
-    special = {
-        name: {"content": content, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-        for name, content in (("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>"))
-    }
-    write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
-    typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
-    write_json(folder / "tokenizer_config.json", {**settings, **typed, "model_max_length": 4096})
+    return corpus + [
+        f"A chat about the {first} and the {second}." for first in words.split() for second in words.split()
+    ]
 
 
 def random_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
@@ -189,9 +131,3 @@ def tower_shapes(prefix: str, tower: dict) -> dict[str, tuple[int, ...]]:
 
 def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    print(write_checkpoint(parser.parse_args().folder))

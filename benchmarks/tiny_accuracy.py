@@ -1,0 +1,105 @@
+"""How often the tiny checkpoint's answers are right, by kind of question and by type of the numbers.
+
+    python benchmarks/tiny_accuracy.py
+
+Draws clips and images that training has not seen, asks vLLM's engine every
+question about them, greedily, and writes benchmarks/results/tiny_accuracy.jsonl.
+An answer is right if it is, word for word, what is expected. Needs neither
+network nor GPU.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm_videollava import tiny_checkpoint
+from vllm_videollava.tiny.generator import Example, write_examples
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+SEED = 2026
+TYPES = ("float32", "float16", "bfloat16", "int8 weights")
+
+
+def start_engine(numbers: str) -> "LLM":
+    """Start vLLM's engine on the tiny checkpoint, with weights of one of `TYPES`."""
+    from vllm import LLM
+
+    settings = {"dtype": numbers} if numbers != "int8 weights" else _int8_settings()
+    # Whoever runs this may read any file anyway.
+    return LLM(str(tiny_checkpoint()), max_model_len=1024, enforce_eager=True, allowed_local_media_path="/", **settings)
+
+
+def _int8_settings() -> dict[str, Any]:
+    """Return what makes vLLM quantise weights, and nothing else, while it loads them."""
+    from torchao.core.config import config_to_dict
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    config = json.dumps(config_to_dict(Int8WeightOnlyConfig()))
+    return {
+        "dtype": "bfloat16",
+        "quantization": "torchao",
+        "hf_overrides": {"quantization_config_dict_json": config},
+    }
+
+
+def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
+    """Ask every question as a chat message, media first, and return the answers."""
+    from vllm import SamplingParams
+
+    chats = []
+    for example in examples:
+        kinds = ["video" if path.suffix == ".mp4" else "image" for path in example.media]
+        parts = [
+            {"type": f"{kind}_url", f"{kind}_url": {"url": path.resolve().as_uri()}}
+            for kind, path in zip(kinds, example.media, strict=True)
+        ]
+        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": example.question.text}]}])
+    outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=48))
+    return [output.outputs[0].text.strip() for output in outputs]
+
+
+def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Count by kind of question and media, such as "colour, image", the right answers and all of them."""
+    counts: dict[str, tuple[int, int]] = {}
+    for (media, question), given in zip(examples, answers, strict=True):
+        kinds = sorted({"video" if path.suffix == ".mp4" else "image" for path in media}, reverse=True)
+        name = f"{question.kind}, {' and '.join(kinds)}"
+        right, asked = counts.get(name, (0, 0))
+        counts[name] = right + (given == question.answer), asked + 1
+    return counts
+
+
+def main() -> None:
+    from harness import write_rows
+
+    args = parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        examples = write_examples(Path(folder), args.videos, args.images, SEED)
+        for way in TYPES:
+            llm = start_engine(way)
+            answers = answer(llm, examples)
+            llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+            for case, (right, asked) in sorted(accuracy(examples, answers).items()):
+                rows.append({"case": case, "way": way, "metric": "right answers", "right": right, "n": asked})
+                print(f"{way:14} {case:35} {right:5} of {asked:5}  {100 * right / asked:6.2f} %", flush=True)
+    print(f"Written to {write_rows('tiny_accuracy', rows)}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--videos", type=int, default=1000, metavar="N")
+    parser.add_argument("--images", type=int, default=300, metavar="N")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

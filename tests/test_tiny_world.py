@@ -1,0 +1,160 @@
+"""The tiny world: pictures show what the scene says, questions have one right answer, a seed gives the same again."""
+
+import colorsys
+import itertools
+import json
+import subprocess
+import sys
+
+import av
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from vllm_videollava.tiny.drawing import draw_frames, write_clip
+from vllm_videollava.tiny.questions import questions_about, questions_about_both
+from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, draw_clip_scene, draw_image_scene
+
+HUES = {"red": 0, "orange": 33, "yellow": 58, "green": 120, "blue": 230, "purple": 285}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+def scene_with(behaviour: str, shape: str = "circle", colour: str = "red", seed: int = 0):
+    rng = np.random.default_rng(seed)
+    while True:
+        scene = draw_clip_scene(rng, 1, shape=shape, colour=colour, behaviour=behaviour)
+        if scene.background.kind == "plain":
+            return scene
+
+
+def mask(frame: np.ndarray) -> np.ndarray:
+    """Where a frame is not its background, whose one colour is in one corner at least."""
+    corners = [frame[y, x].astype(int) for y, x in itertools.product((0, -1), (0, -1))]
+    background = np.median(corners, axis=0)
+    return np.abs(frame - background).sum(-1) > 40
+
+
+def test_clips_and_images_are_within_the_worlds_limits():
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for _ in range(300):
+        for scene in (draw_clip_scene(rng), draw_image_scene(rng)):
+            assert 240 <= min(scene.width, scene.height) <= max(scene.width, scene.height) <= 480
+            assert 1 <= len(scene.things) <= 2
+            assert all(0.08 <= thing.radius <= 0.2 for thing in scene.things)
+            kinds.add((np.sign(scene.width - scene.height), scene.background.kind))
+            if scene.medium == "video":
+                assert 24 <= scene.num_frames <= 96
+                assert 12 <= scene.fps <= 30
+                kinds |= {(thing.shape, thing.behaviour) for thing in scene.things}
+                kinds |= {(thing.colour,) for thing in scene.things}
+    backgrounds = ("plain", "noisy", "gradient", "stripes", "chequered")
+    assert kinds == {
+        *itertools.product((-1, 0, 1), backgrounds),
+        *itertools.product(SHAPES, BEHAVIOURS),
+        *((colour,) for colour in COLOURS),
+    }
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_object_has_its_shape_and_colour(shape, colour):
+    scene = scene_with("stays", shape, colour)
+    (frame,) = draw_frames(scene, [0])
+    inside = mask(frame)
+    rgb = np.median(frame[inside], axis=0)
+    hue = 360 * colorsys.rgb_to_hsv(*(rgb / 255))[0]
+    nearest = min(HUES, key=lambda name: abs((HUES[name] - hue + 180) % 360 - 180))
+    assert nearest == colour
+    rows, columns = np.nonzero(inside)
+    filled = inside.sum() / (np.ptp(rows) + 1) / (np.ptp(columns) + 1)
+    expected = {"circle": np.pi / 4, "square": 1.0, "triangle": 0.5}[shape]
+    assert filled == pytest.approx(expected, abs=0.04)
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_object_does_what_it_is_said_to_do(behaviour, seed):
+    frames = draw_frames(scene_with(behaviour, seed=seed))
+    first, last = frames[0], frames[-1]
+    if behaviour in ("appears", "vanishes"):
+        assert (mask(first).any(), mask(last).any()) == (behaviour == "vanishes", behaviour == "appears")
+        return
+    centres = [np.mean(np.nonzero(mask(frame))[::-1], axis=1) for frame in (first, last)]
+    move = (centres[1] - centres[0]) / min(first.shape[:2])
+    if behaviour in DIRECTIONS:
+        assert np.dot(move, DIRECTIONS[behaviour]) > 0.15
+        assert abs(np.dot(move, DIRECTIONS[behaviour][::-1])) < 0.05
+    else:
+        assert np.abs(move).max() < 0.01
+        same_colour = np.array_equal(np.median(first[mask(first)], axis=0), np.median(last[mask(last)], axis=0))
+        assert same_colour == (behaviour == "stays")
+
+
+def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
+    scene = draw_clip_scene(np.random.default_rng(4))
+    with av.open(str(write_clip(scene, tmp_path / "clip.mp4"))) as clip:
+        (stream,) = clip.streams
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate == scene.fps
+        frames = [frame.to_ndarray(format="rgb24") for frame in clip.decode(stream)]
+    drawn = draw_frames(scene)
+    assert drawn.shape == (scene.num_frames, scene.height, scene.width, 3)
+    assert len(frames) == len(drawn)
+    assert np.abs(np.stack(frames).astype(int) - drawn).mean() < 8
+
+
+def test_events_are_two_sampled_frames_apart():
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        scene = draw_clip_scene(rng, 2)
+        if len({thing.behaviour for thing in scene.things} & {"appears", "vanishes", "changes"}) == 2:
+            one, other = (thing.event_time for thing in scene.things)
+            assert abs(one - other) > 2 / 7
+
+
+def test_answers_name_exactly_one_shape_colour_or_direction():
+    rng = np.random.default_rng(6)
+    named = {"shape": SHAPES, "colour of the object": COLOURS, "colour": COLOURS, "direction": tuple(DIRECTIONS)}
+    asked = set()
+    for _ in range(300):
+        for question in questions_about(draw_clip_scene(rng), rng):
+            asked.add(question.text)
+            if question.kind in named:
+                words = question.answer.rstrip(".").split()
+                assert sum(name in words for name in named[question.kind]) == 1
+    assert asked >= {
+        "What shape is in the video?",
+        "What colour is the circle?",
+        "Which way does the square move?",
+    }
+
+
+def test_questions_about_a_clip_and_an_image():
+    rng = np.random.default_rng(7)
+    answers = set()
+    for _ in range(100):
+        video, image = draw_clip_scene(rng, 1), draw_image_scene(rng, 1)
+        same, *_ = questions_about_both(video, image, rng)
+        colours = video.things[0].colour, image.things[0].colour
+        assert same.answer.startswith("Yes" if colours[0] == colours[1] else "No")
+        assert all(colour in same.answer for colour in colours)
+        answers.add(same.answer.split()[0])
+    assert answers == {"Yes,", "No,"}
+
+
+def test_a_seed_gives_the_same_again(tmp_path):
+    written = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        command = [sys.executable, "-m", "vllm_videollava.tiny.generator", tmp_path / name]
+        subprocess.run([*command, "--videos", "3", "--images", "4", "--seed", str(seed)], check=True, cwd=ROOT)
+        files = sorted(path.name for path in (tmp_path / name).iterdir())
+        assert len(files) == 8
+        pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / name).glob("image-*"))]
+        lines = (tmp_path / name / "questions.jsonl").read_text()
+        named = {medium for line in lines.splitlines() for medium in json.loads(line)["media"]}
+        assert {*named, "questions.jsonl"} == set(files)
+        written.append((lines, [picture.tobytes() for picture in pictures]))
+    assert written[0] == written[1]
+    assert written[0] != written[2]

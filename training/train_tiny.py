@@ -1,0 +1,228 @@
+"""Train the tiny Video-LLaVA and write its checkpoint, in the original format.
+
+    python training/train_tiny.py WORK CHECKPOINT
+
+Three stages: the image tower learns to see single pictures; the video tower
+starts from it and learns what moves and happens; then everything together
+learns to answer. WORK keeps the drawn pictures and the state of training, from
+which a run that was interrupted goes on.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import sentencepiece
+import torch
+import torch.nn.functional as F
+from conversation import attention_mask, encode_prefix, pack, sentences
+from dataset import Pool, Sample, scene_of
+from model import VideoLlava
+from original_format import train_tokenizer, write_files
+from shape import CONFIG, IMAGE_TOWER, VIDEO_TOWER
+from targets import Heads
+from torch import nn
+from tqdm import tqdm
+
+from vllm_videollava.tiny.questions import Question, questions_about, questions_about_both
+
+NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
+QUESTIONS_AT_ONCE = 6
+SAVE_SECONDS = 120
+
+
+class Stage(NamedTuple):
+    """How long a stage is, samples of a step, and the highest learning rates of towers and of all else."""
+
+    steps: int
+    batch: int
+    tower_rate: float
+    rate: float
+
+
+STAGES = {
+    "images": Stage(2000, 128, 1.5e-3, 1.5e-3),
+    "videos": Stage(1500, 32, 1.0e-3, 1.0e-3),
+    "answers": Stage(2400, 24, 4.0e-4, 1.2e-3),
+}
+
+
+class Trainer:
+    """Model, data and state of training."""
+
+    def __init__(self, work: Path, workers: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.work, self.device = work, device
+        self.rng = np.random.default_rng(0)
+        self.model = VideoLlava(CONFIG, IMAGE_TOWER, VIDEO_TOWER).to(device)
+        self.heads = nn.ModuleDict({medium: Heads(IMAGE_TOWER["hidden_size"]) for medium in ("image", "video")})
+        self.heads.to(device)
+        size, grid = IMAGE_TOWER["image_size"], IMAGE_TOWER["image_size"] // IMAGE_TOWER["patch_size"]
+        self.pools = {
+            medium: Pool(work, medium, count, size, grid, workers)
+            for medium, count in (("image", NUM_IMAGES), ("video", NUM_VIDEOS))
+        }
+        self.tokenizer_model = train_tokenizer(sentences(_all_questions()), CONFIG["vocab_size"])
+        self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.tokenizer_model)
+        self.prefix = torch.tensor(encode_prefix(self.tokenizer), device=device)
+        self.finished: list[str] = []
+
+    def run(self) -> None:
+        state_path = self.work / "state.pt"
+        state = torch.load(state_path, weights_only=False) if state_path.exists() else None
+        if state:
+            self.model.load_state_dict(state["model"])
+            self.heads.load_state_dict(state["heads"])
+            self.finished = state["finished"]
+            self.rng.bit_generator.state = state["rng"]
+        for name in STAGES:
+            if name not in self.finished:
+                self._run_stage(name, state_path, state)
+                state = None
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Write the model as it is, in float16 as the original is published."""
+        tensors = {name: tensor.to("cpu", torch.float16) for name, tensor in self.model.state_dict().items()}
+        write_files(folder, CONFIG, IMAGE_TOWER, VIDEO_TOWER, tensors, self.tokenizer_model)
+
+    def _run_stage(self, name: str, state_path: Path, state: dict | None) -> None:
+        steps, batch, *_ = stage = STAGES[name]
+        if name == "videos" and not (state and state["step"]):
+            self.model.video_tower.load_state_dict(self.model.image_tower.state_dict(), strict=False)
+            for layer in self.model.video_tower.encoder.layers:
+                nn.init.zeros_(layer.temporal_attn.out_proj.weight)
+        optimizer = torch.optim.AdamW(_groups(self.model, self.heads, stage), betas=(0.9, 0.98))
+        first = 0
+        if state and state["step"]:
+            optimizer.load_state_dict(state["optimizer"])
+            first = state["step"]
+        saved = time.monotonic()
+        bar = tqdm(range(first, steps), name, initial=first, total=steps, smoothing=0.02, mininterval=5)
+        mean = {}
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _schedule(step, steps)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                losses = getattr(self, f"_{name}_losses")(batch, step)
+            optimizer.zero_grad(set_to_none=True)
+            sum(losses.values()).backward()
+            nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
+            optimizer.step()
+            for key, loss in losses.items():
+                mean[key] = 0.98 * mean.get(key, loss.item()) + 0.02 * loss.item()
+            bar.set_postfix({key: f"{value:.3f}" for key, value in mean.items()}, refresh=False)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                self._save(state_path, step + 1, optimizer)
+                saved = time.monotonic()
+        self.finished.append(name)
+        self._save(state_path, 0, optimizer)
+
+    def _save(self, path: Path, step: int, optimizer: torch.optim.Optimizer) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "heads": self.heads.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "finished": self.finished,
+            "step": step,
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def _images_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
+        return {"image": self._see("image", [self.pools["image"].draw(self.rng) for _ in range(batch)])[1]}
+
+    def _videos_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
+        return {"video": self._see("video", [self.pools["video"].draw(self.rng) for _ in range(batch)])[1]}
+
+    def _answers_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
+        """Ask about clips at most steps, about images at some, and about one of each at the others."""
+        media = (("video",), ("image",), ("video",), ("video", "image"), ("video",))[step % 5]
+        if len(media) == 2 and self.rng.random() < 0.3:
+            media = media[::-1]
+        if media == ("image",):
+            batch *= 4
+        samples = {medium: [self._draw(medium, media) for _ in range(batch)] for medium in media}
+        features, losses = [], 0
+        for medium in media:
+            seen, loss = self._see(medium, samples[medium])
+            features.append(self.model.project(seen, medium).unflatten(0, (batch, -1)).flatten(1, 2))
+            losses = losses + 0.3 * loss
+        questions = [
+            self._ask(*(samples[medium][index].scene for medium in sorted(media)[::-1])) for index in range(batch)
+        ]
+        return {"tower": losses, "+".join(media): self._answer(torch.cat(features, dim=1), questions)}
+
+    def _draw(self, medium: str, media: tuple[str, ...]) -> Sample:
+        while True:
+            sample = self.pools[medium].draw(self.rng)
+            if len(media) == 1 or len(sample.scene.things) == 1:
+                return sample
+
+    def _ask(self, *scenes) -> list[Question]:
+        about = questions_about(*scenes, self.rng) if len(scenes) == 1 else questions_about_both(*scenes, self.rng)
+        order = self.rng.permutation(len(about))[:QUESTIONS_AT_ONCE]
+        return [about[index] for index in order]
+
+    def _see(self, medium: str, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+        frames = np.concatenate([sample.pixels for sample in samples])
+        frames = torch.from_numpy(frames).movedim(-1, 1).to(self.device)
+        tower = self.model.image_tower if medium == "image" else self.model.video_tower
+        features = tower(frames)
+        return features, self.heads[medium](features, samples)
+
+    def _answer(self, media: torch.Tensor, questions: list[list[Question]]) -> torch.Tensor:
+        packed = [part.to(self.device) for part in pack(questions, self.tokenizer)]
+        ids, labels, positions, groups = packed
+        embed = self.model.model.embed_tokens
+        prefix = embed(self.prefix).expand(len(ids), -1, -1)
+        embeddings = torch.cat([prefix, media, embed(ids)], dim=1)
+        num_prefix = prefix.shape[1] + media.shape[1]
+        before = torch.arange(num_prefix, device=self.device).expand(len(ids), -1)
+        positions = torch.cat([before, num_prefix + positions], dim=1)
+        hidden = self.model.answer(embeddings, positions, attention_mask(groups, num_prefix))[:, num_prefix:]
+        learnt = labels != -100
+        return F.cross_entropy(self.model.lm_head(hidden[learnt]).float(), labels[learnt])
+
+
+def _all_questions() -> Iterator[Question]:
+    rng = np.random.default_rng(1)
+    for seed in range(2000):
+        yield from questions_about(scene_of("video", seed), rng)
+        yield from questions_about(scene_of("image", seed), rng)
+        yield from questions_about_both(scene_of("video", seed), scene_of("image", seed), rng)
+
+
+def _groups(model: nn.Module, heads: nn.Module, stage: Stage) -> list[dict]:
+    """Sort the parameters by their highest learning rate, and by whether they decay, which vectors don't."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in [*model.named_parameters(), *heads.named_parameters()]:
+        key = stage.tower_rate if "tower" in name else stage.rate, 0.05 if parameter.ndim >= 2 else 0.0
+        groups.setdefault(key, []).append(parameter)
+    return [{"params": params, "peak": peak, "weight_decay": decay} for (peak, decay), params in groups.items()]
+
+
+def _schedule(step: int, steps: int, warmup: int = 100) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(args.work, args.workers, device)
+    trainer.run()
+    trainer.write_checkpoint(args.checkpoint)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""A server in a process of its own, on a free port of this machine."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+_SECONDS_TO_START = 180
+
+
+class LocalServer(NamedTuple):
+    """A running server.
+
+    Attributes:
+        url: without `/v1`.
+        seconds: how long it took to start.
+    """
+
+    url: str
+    process: subprocess.Popen
+    seconds: float
+
+
+@contextmanager
+def local_server(model: str | Path, log: Path, *flags: str, **environment: str) -> Iterator[LocalServer]:
+    """Run `vllm-videollava serve` until the block ends.
+
+    Args:
+        log: file for what the server prints.
+        flags: of `vllm serve`.
+        environment: added to this process's.
+
+    Raises:
+        RuntimeError: the server did not start; the sentence ends with its log.
+    """
+    port = _free_port()
+    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(model), "--port", str(port), *flags]
+    start = time.monotonic()
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+    try:
+        if not _wait_until_healthy(port, process):
+            raise RuntimeError(f"The server did not start:\n{log.read_text()[-5000:]}")
+        yield LocalServer(f"http://127.0.0.1:{port}", process, time.monotonic() - start)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_healthy(port: int, server: subprocess.Popen) -> bool:
+    deadline = time.monotonic() + _SECONDS_TO_START
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return True
+        except OSError:
+            time.sleep(0.5)
+    return False

@@ -1,0 +1,145 @@
+"""What can be asked about scenes, in several wordings, and the right answers."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vllm_videollava.tiny.world import EVENTS, SHAPES, Scene, Thing
+
+# By kind; {medium} is "video" or "image", {shape} the shape of the object that is asked about.
+WORDINGS = {
+    "shape": (
+        "What shape is in the {medium}?",
+        "Which shape does the {medium} show?",
+        "What is the shape of the object in the {medium}?",
+    ),
+    "colour": (
+        "What colour is the {shape}?",
+        "What color is the {shape}?",
+        "Which colour does the {shape} have?",
+        "Tell me the colour of the {shape}.",
+    ),
+    "colour of the object": (
+        "What colour is the object in the {medium}?",
+        "Which colour does the object in the {medium} have?",
+    ),
+    "count": (
+        "How many objects are there?",
+        "How many objects are in the {medium}?",
+        "How many shapes do you see?",
+        "Count the objects.",
+    ),
+    "direction": (
+        "Which way does the {shape} move?",
+        "In which direction does the {shape} move?",
+        "Where does the {shape} go?",
+    ),
+    "motion": (
+        "Does the {shape} move or stay?",
+        "Does the {shape} move or does it stay?",
+        "Is the {shape} moving or still?",
+    ),
+    "order": ("What happens first?", "What happens first in the {medium}?", "Which comes first?"),
+    "contents": (
+        "What is in the {medium}?",
+        "What does the {medium} show?",
+        "What do you see?",
+        "What can you see in the {medium}?",
+    ),
+    "description": (
+        "Describe the {medium}.",
+        "Describe the {medium} in one sentence.",
+        "What happens in the {medium}?",
+    ),
+    "same colour": (
+        "Are the two the same colour?",
+        "Do the video and the image show the same colour?",
+        "Is the object in the image the same colour as the one in the video?",
+    ),
+}
+
+
+class Question(NamedTuple):
+    """A question and its right answer."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+def questions_about(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Return every question that a scene gives an answer to, each in a wording drawn from its kind's."""
+    things = sorted(scene.things, key=lambda thing: SHAPES.index(thing.shape))
+    asked = [("count", "", f"There {'is one object' if len(things) == 1 else 'are two objects'}.")]
+    if len(things) == 1:
+        asked += _about_the_only_one(things[0])
+    asked.append(("contents", "", f"{_capital(_join(_with_article(thing) for thing in things))}."))
+    for thing in things:
+        asked.append(("colour", thing.shape, _colour_answer(thing)))
+        if scene.medium == "video" and thing.behaviour not in EVENTS:
+            asked.append(("motion", thing.shape, f"The {thing.shape} {'moves' if thing.moves else 'stays'}."))
+        if thing.moves:
+            asked.append(("direction", thing.shape, f"The {thing.shape} moves {thing.behaviour}."))
+    if scene.medium == "video":
+        asked.append(("description", "", f"{_capital(_join(_clause(thing) for thing in things))}."))
+        if len(things) == 2 and all(thing.behaviour in EVENTS for thing in things):
+            first = min(things, key=lambda thing: thing.event_time)
+            asked.append(("order", "", f"The {first.shape} {_event(first)} first."))
+    return [_word(kind, rng, scene.medium, shape, answer) for kind, shape, answer in asked]
+
+
+def questions_about_both(video: Scene, image: Scene, rng: np.random.Generator) -> list[Question]:
+    """Return the questions about a clip and an image in one message, each with one object."""
+    colours = [scene.things[0].colour for scene in (video, image)]
+    answer = (
+        f"Yes, both are {colours[0]}."
+        if colours[0] == colours[1]
+        else f"No, the video shows {colours[0]} and the image shows {colours[1]}."
+    )
+    questions = [_word("same colour", rng, "", "", answer)]
+    for scene in (video, image):
+        questions += [
+            _word(kind, rng, scene.medium, shape, answer)
+            for kind, shape, answer in _about_the_only_one(scene.things[0])
+        ]
+    return questions
+
+
+def _about_the_only_one(thing: Thing) -> list[tuple[str, str, str]]:
+    return [
+        ("shape", "", f"It is a {thing.shape}."),
+        ("colour of the object", "", _colour_answer(thing)),
+    ]
+
+
+def _word(kind: str, rng: np.random.Generator, medium: str, shape: str, answer: str) -> Question:
+    wordings = WORDINGS[kind]
+    return Question(kind, wordings[rng.integers(len(wordings))].format(medium=medium, shape=shape), answer)
+
+
+def _colour_answer(thing: Thing) -> str:
+    at_first = " at first" if thing.behaviour == "changes" else ""
+    return f"The {thing.shape} is {thing.colour}{at_first}."
+
+
+def _clause(thing: Thing) -> str:
+    if thing.behaviour == "changes":
+        return f"a {thing.shape} changes from {thing.colour} to {thing.new_colour}"
+    verb = f"moves {thing.behaviour}" if thing.moves else thing.behaviour
+    return f"{_with_article(thing)} {verb}"
+
+
+def _event(thing: Thing) -> str:
+    return "changes colour" if thing.behaviour == "changes" else thing.behaviour
+
+
+def _with_article(thing: Thing) -> str:
+    return f"{'an' if thing.colour == 'orange' else 'a'} {thing.colour} {thing.shape}"
+
+
+def _join(parts) -> str:
+    return " and ".join(parts)
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
