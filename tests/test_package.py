@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from vllm_videollava import tiny_checkpoint
+
 ENTRY_POINT = "vllm_videollava:register"
 
 
@@ -69,6 +71,15 @@ def installed_wheel(tmp_path_factory):
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel]
     subprocess.run(install, check=True)
     return target
+
+
+def test_the_wheel_has_the_tiny_checkpoint(installed_wheel):
+    folders = (installed_wheel / "vllm_videollava" / "tiny" / "checkpoint", tiny_checkpoint())
+    wheels, ours = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in folders
+    )
+    assert wheels == ours
 
 
 def test_the_wheel_answers_like_the_editable_install(installed_wheel, checkpoint, tmp_path):

@@ -13,7 +13,7 @@ CODE = re.findall(r"`([^`\n]+)`", README) + re.findall(r"^    (\S.*)$", README, 
 PATHS = sorted({path for code in CODE for path in re.findall(r"[\w./-]+/[\w./-]*\.\w+", code) if "://" not in code})
 TARGETS = sorted({code.split()[1] for code in CODE if code.startswith("make ")})
 COMMANDS = sorted({code.split()[1] for code in CODE if re.match(r"vllm-videollava \w+", code)})
-SCRIPTS = sorted({code.partition("#")[0].strip() for code in CODE if code.startswith("python examples/")})
+SCRIPTS = sorted({code.partition("#")[0].strip() for code in CODE if re.match(r"python (examples/|-m )", code)})
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -36,18 +36,19 @@ def test_command_exists(command):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script_takes_these_arguments(script):
-    path, *arguments = shlex.split(script)[1:]
+    arguments = shlex.split(script)[1:]
+    script = arguments[: 2 if arguments[0] == "-m" else 1]
     help_text = subprocess.run(
-        [sys.executable, path, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, *script, "--help"], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert all(argument in help_text for argument in arguments if argument.startswith("--"))
 
 
 def test_there_is_something_to_check():
     assert len(PATHS) >= 3
-    assert TARGETS == ["demo", "fuzz", "setup", "test"]
-    assert COMMANDS == ["check", "serve"]
-    assert len(SCRIPTS) == 3
+    assert TARGETS == ["bench-tiny", "demo", "fuzz", "setup", "test", "train-tiny"]
+    assert COMMANDS == ["check", "demo", "serve"]
+    assert len(SCRIPTS) == 4
 
 
 def test_ci_runs_the_readmes_command():

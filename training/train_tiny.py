@@ -69,6 +69,7 @@ class Trainer:
         self.tokenizer_model = train_tokenizer(sentences(_all_questions()), CONFIG["vocab_size"])
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.tokenizer_model)
         self.prefix = torch.tensor(encode_prefix(self.tokenizer), device=device)
+        self.embed = self.model.model.embed_tokens
         self.finished: list[str] = []
 
     def run(self) -> None:
@@ -176,11 +177,9 @@ class Trainer:
         return features, self.heads[medium](features, samples)
 
     def _answer(self, media: torch.Tensor, questions: list[list[Question]]) -> torch.Tensor:
-        packed = [part.to(self.device) for part in pack(questions, self.tokenizer)]
-        ids, labels, positions, groups = packed
-        embed = self.model.model.embed_tokens
-        prefix = embed(self.prefix).expand(len(ids), -1, -1)
-        embeddings = torch.cat([prefix, media, embed(ids)], dim=1)
+        ids, labels, positions, groups = (part.to(self.device) for part in pack(questions, self.tokenizer))
+        prefix = self.embed(self.prefix).expand(len(ids), -1, -1)
+        embeddings = torch.cat([prefix, media, self.embed(ids)], dim=1)
         num_prefix = prefix.shape[1] + media.shape[1]
         before = torch.arange(num_prefix, device=self.device).expand(len(ids), -1)
         positions = torch.cat([before, num_prefix + positions], dim=1)
