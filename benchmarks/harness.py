@@ -20,6 +20,7 @@ PACKAGES = (
     "torch",
     "triton",
     "transformers",
+    "torchao",
     "av",
     "decord2",
     "opencv-python-headless",

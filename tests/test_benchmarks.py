@@ -39,7 +39,7 @@ def test_results_are_of_one_run(name):
     assert not RESULTS[name][0]["commit"].endswith("+"), "measured with files that are in no commit"
 
 
-@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed"])
+@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed", "tiny_accuracy"])
 def test_benchmark_starts(name):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--help"]
     assert "results" in subprocess.run(command, check=True, capture_output=True, text=True).stdout

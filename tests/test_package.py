@@ -125,6 +125,8 @@ def test_check_tells_what_is_installed(checkpoint, tmp_path):
         "temporal attention: yes",
     ):
         assert line in report
+    tiny = subprocess.run([*command, "tiny"], capture_output=True, text=True, check=True).stdout
+    assert "video: 400 tokens, 8 frames at 98 pixels" in tiny
     refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert f"model    {tmp_path}:" in refused.stdout

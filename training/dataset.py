@@ -10,6 +10,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from PIL import Image
+from shape import VIDEO_TOWER
 from tqdm import tqdm
 
 from vllm_videollava.frames import sample_indices
@@ -17,7 +18,7 @@ from vllm_videollava.pixels import frame_pixels, image_pixels
 from vllm_videollava.tiny.drawing import coverage, draw_frames, encode_frames
 from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, draw_clip_scene, draw_image_scene
 
-NUM_FRAMES = 8
+NUM_FRAMES = VIDEO_TOWER["num_frames"]
 NOBODY = -1
 # Classes of a patch or of an object: index 0 is none.
 NUM_SHAPES, NUM_COLOURS, NUM_BEHAVIOURS = len(SHAPES) + 1, len(COLOURS) + 1, len(BEHAVIOURS) + 1
@@ -60,7 +61,7 @@ class Pool:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def draw(self, rng: np.random.Generator, **wanted) -> Sample:
+    def draw(self, rng: np.random.Generator) -> Sample:
         """Draw a sample, turned around in space and in time at random."""
         index = int(rng.integers(len(self)))
         sample = Sample(scene_of(self.medium, index), self._pixels[index], self._owners[index])
@@ -152,8 +153,6 @@ def _owners(scene: Scene, time: float, grid: int, points: int = 4) -> np.ndarray
     places = (np.arange(grid * points) + 0.5) / (grid * points) - 0.5
     shares = np.full((1 + len(scene.things), grid, grid), 0.1)
     for index, thing in enumerate(scene.things, 1):
-        share = coverage(thing, time, places[None], places[:, None], 0.01) if thing.is_visible(time) else 0 * shares[0]
-        if thing.is_visible(time):
-            share = share.reshape(grid, points, grid, points).mean((1, 3))
-        shares[index] = share
+        share = coverage(thing, time, places[None], places[:, None], 0.01) * thing.is_visible(time)
+        shares[index] = share.reshape(grid, points, grid, points).mean((1, 3))
     return shares.argmax(0).astype(np.int8) + NOBODY

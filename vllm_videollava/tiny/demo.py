@@ -10,7 +10,6 @@ import numpy as np
 from openai import OpenAI
 from PIL import Image
 
-from vllm_videollava import tiny_checkpoint
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.local_server import local_server
 from vllm_videollava.tiny.drawing import draw_frames, write_clip
@@ -44,9 +43,7 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     print(f"Clip      {clip}: {scene.num_frames} frames, {scene.width} x {scene.height}, --seed {seed}")
     print("Model     the tiny checkpoint of this package, a demonstration that knows only such clips", flush=True)
     # Compiling would take longer than the answers; a GiB of cache is plenty on a CPU.
-    with local_server(
-        tiny_checkpoint(), folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE="1"
-    ) as server:
+    with local_server("tiny", folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE="1") as server:
         print(f"Server    ready after {server.seconds:.0f} s", flush=True)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
         right = [ask(client, clip, question) for question in choose_questions(scene, rng)]
