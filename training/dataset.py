@@ -31,11 +31,13 @@ class Sample(NamedTuple):
     Attributes:
         pixels: uint8 `[T, S, S, 3]`.
         owners: the object that each patch shows most of, or `NOBODY`; int8 `[T, P, P]`.
+        times: of the frames, `[T]`, as shares of the clip.
     """
 
     scene: Scene
     pixels: np.ndarray
     owners: np.ndarray
+    times: np.ndarray
 
 
 class Pool:
@@ -64,7 +66,9 @@ class Pool:
     def draw(self, rng: np.random.Generator) -> Sample:
         """Draw a sample, turned around in space and in time at random."""
         index = int(rng.integers(len(self)))
-        sample = Sample(scene_of(self.medium, index), self._pixels[index], self._owners[index])
+        scene = scene_of(self.medium, index)
+        _, times = _sampled(scene)
+        sample = Sample(scene, self._pixels[index], self._owners[index], times)
         if rng.random() < 0.5:
             sample = mirrored(sample)
         return reversed_in_time(sample) if self.medium == "video" and rng.random() < 0.5 else sample
@@ -80,15 +84,20 @@ def draw_sample(seed: int, *, medium: str, size: int, grid: int) -> Sample:
     """Draw a sample as it comes out of a file: of a clip, only the frames that the model sees are encoded."""
     scene = scene_of(medium, seed)
     rng = np.random.default_rng([seed, 2])
-    indices = sample_indices(scene.num_frames, NUM_FRAMES if medium == "video" else 1)
+    indices, times = _sampled(scene)
     frames = draw_frames(scene, indices)
     if medium == "video":
         frames = _through_h264(frames, rng)
         pixels = [frame_pixels(frame, size, original=True) for frame in frames]
     else:
         pixels = [image_pixels(_through_jpeg(frames[0], rng), size, original=True)]
-    times = indices / max(scene.num_frames - 1, 1)
-    return Sample(scene, np.stack(pixels), np.stack([_owners(scene, time, grid) for time in times]))
+    return Sample(scene, np.stack(pixels), np.stack([_owners(scene, time, grid) for time in times]), times)
+
+
+def _sampled(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames that the model sees of a scene, and their times."""
+    indices = sample_indices(scene.num_frames, NUM_FRAMES if scene.medium == "video" else 1)
+    return indices, indices / max(scene.num_frames - 1, 1)
 
 
 def mirrored(sample: Sample) -> Sample:
@@ -103,14 +112,14 @@ def mirrored(sample: Sample) -> Sample:
         for thing in sample.scene.things
     )
     scene = dataclasses.replace(sample.scene, things=things)
-    return Sample(scene, sample.pixels[:, :, ::-1], sample.owners[:, :, ::-1])
+    return Sample(scene, sample.pixels[:, :, ::-1], sample.owners[:, :, ::-1], sample.times)
 
 
 def reversed_in_time(sample: Sample) -> Sample:
     """Exchange first and last."""
     things = tuple(_reversed_thing(thing) for thing in sample.scene.things)
     scene = dataclasses.replace(sample.scene, things=things)
-    return Sample(scene, sample.pixels[::-1], sample.owners[::-1])
+    return Sample(scene, sample.pixels[::-1], sample.owners[::-1], 1 - sample.times[::-1])
 
 
 def _reversed_thing(thing):

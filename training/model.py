@@ -62,7 +62,7 @@ class Embeddings(nn.Module):
         self.class_embedding = nn.Parameter(0.02 * torch.randn(size))
         self.patch_embedding = nn.Conv2d(3, size, patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding((config["image_size"] // patch) ** 2 + 1, size)
-        nn.init.normal_(self.position_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # [F, 3, S, S]
         # The convolution as a product of matrices, whose gradient is several times faster on a CPU.
@@ -92,10 +92,14 @@ class Tower(nn.Module):
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:  # uint8 [F, 3, S, S] -> [F, 1 + N, D]
-        x = self.pre_layrnorm(self.embeddings((frames / 255 - self.mean) / self.std))
+        return self.hidden_states(frames)[-1]
+
+    def hidden_states(self, frames: torch.Tensor) -> list[torch.Tensor]:
+        """Return what goes into the first layer, and what comes out of each but the last."""
+        states = [self.pre_layrnorm(self.embeddings((frames / 255 - self.mean) / self.std))]
         for layer in self.encoder.layers[:-1]:
-            x = layer(x)
-        return x
+            states.append(layer(states[-1]))
+        return states
 
 
 class LlamaAttention(nn.Module):

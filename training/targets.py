@@ -1,4 +1,6 @@
-"""What the towers are to say of each patch and of the whole, so that they learn to see before LLaMA learns to speak."""
+"""What the towers are to say of patches, frames and clips, so that they learn to see before LLaMA learns to speak."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,57 +11,101 @@ from torch import nn
 from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, EVENTS, SHAPES, Scene, Thing
 
 _COLOURS = list(COLOURS)
-# Of a patch: shape, colour and behaviour of the object it shows.
+# In every group, class 0 is none.
+_NUM_PLACES = 8
+# Said by each patch of the object that it shows: shape and colour; at the end also what the object does.
 PATCH_CLASSES = (NUM_SHAPES, NUM_COLOURS, NUM_BEHAVIOURS)
-# Of the whole, said by every frame's CLS: colour and behaviour of each shape, and which shape's event is first.
-SCENE_CLASSES = (NUM_COLOURS, NUM_BEHAVIOURS) * len(SHAPES) + (NUM_SHAPES,)
+# Said by each frame's CLS: of each shape colour, column and row, where it is seen.
+FRAME_CLASSES = (NUM_COLOURS, _NUM_PLACES, _NUM_PLACES) * len(SHAPES)
+# Said by each frame's CLS of the whole clip: what each shape does, and which shape's event is first.
+CLIP_CLASSES = (NUM_BEHAVIOURS,) * len(SHAPES) + (NUM_SHAPES,)
+
+
+class Targets(NamedTuple):
+    """Classes to be said, for the frames of several samples one after another.
+
+    Attributes:
+        patches: `[F, N, 3]`.
+        frames: `[F, 9]`.
+        clips: `[F, 4]`, of the clip that a frame belongs to.
+    """
+
+    patches: torch.Tensor
+    frames: torch.Tensor
+    clips: torch.Tensor
 
 
 class Heads(nn.Module):
-    """Linear classifiers on a tower's features; only for training."""
+    """Linear classifiers on a tower's hidden states; only for training.
+
+    Half-way through the tower, only what one frame shows is asked for: layers
+    are left in which attention over time can compare the frames.
+    """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.patch, self.scene = nn.Linear(hidden_size, sum(PATCH_CLASSES)), nn.Linear(hidden_size, sum(SCENE_CLASSES))
+        self.middle_patch = nn.Linear(hidden_size, sum(PATCH_CLASSES[:2]))
+        self.middle_frame = nn.Linear(hidden_size, sum(FRAME_CLASSES))
+        self.patch = nn.Linear(hidden_size, sum(PATCH_CLASSES))
+        self.frame = nn.Linear(hidden_size, sum(FRAME_CLASSES))
+        self.clip = nn.Linear(hidden_size, sum(CLIP_CLASSES))
 
-    def forward(self, features: torch.Tensor, samples: list[Sample]) -> torch.Tensor:
-        """Return the loss of features `[F, 1 + N, D]`, frame after frame of all samples."""
-        patches, scenes = (torch.from_numpy(targets).to(features.device) for targets in targets_of(samples))
-        patch_loss = _loss(self.patch(features[:, 1:]).flatten(0, 1), patches.flatten(0, 1), PATCH_CLASSES)
-        return patch_loss + _loss(self.scene(features[:, 0]), scenes, SCENE_CLASSES)
-
-
-def targets_of(samples: list[Sample]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes of patches, `[F, N, 3]`, and of the scene that each frame belongs to, `[F, 7]`."""
-    patches = [_patch_classes(sample) for sample in samples]
-    scenes = [np.repeat(_scene_classes(sample.scene)[None], len(sample.owners), 0) for sample in samples]
-    return np.concatenate(patches), np.concatenate(scenes)
-
-
-def _patch_classes(sample: Sample) -> np.ndarray:
-    last = max(len(sample.owners) - 1, 1)
-    frames = []
-    for index, owners in enumerate(sample.owners):
-        nothing = (0, 0, 0)
-        table = np.array([nothing, *(_thing_classes(thing, index / last) for thing in sample.scene.things)])
-        frames.append(table[owners.ravel() + 1])
-    return np.stack(frames)
+    def forward(self, hidden_states: list[torch.Tensor], samples: list[Sample]) -> torch.Tensor:
+        """Return the loss of a tower's hidden states, each `[F, 1 + N, D]`."""
+        last, middle = hidden_states[-1], hidden_states[len(hidden_states) // 2]
+        patches, frames, clips = (part.to(last.device) for part in targets_of(samples))
+        patches = patches.flatten(0, 1)
+        return (
+            _loss(self.middle_patch(middle[:, 1:]).flatten(0, 1), patches, PATCH_CLASSES[:2])
+            + _loss(self.middle_frame(middle[:, 0]), frames, FRAME_CLASSES)
+            + _loss(self.patch(last[:, 1:]).flatten(0, 1), patches, PATCH_CLASSES)
+            + _loss(self.frame(last[:, 0]), frames, FRAME_CLASSES)
+            + _loss(self.clip(last[:, 0]), clips, CLIP_CLASSES)
+        )
 
 
-def _thing_classes(thing: Thing, time: float) -> tuple[int, int, int]:
-    is_new = thing.behaviour == "changes" and time >= thing.event_time
-    colour = thing.new_colour if is_new else thing.colour
-    return SHAPES.index(thing.shape) + 1, _COLOURS.index(colour) + 1, BEHAVIOURS.index(thing.behaviour) + 1
+def targets_of(samples: list[Sample]) -> Targets:
+    patches, frames, clips = [], [], []
+    for sample in samples:
+        patches += [_patch_classes(sample, index) for index in range(len(sample.times))]
+        frames += [_frame_classes(sample.scene, time) for time in sample.times]
+        clips += [_clip_classes(sample.scene)] * len(sample.times)
+    return Targets(*(torch.from_numpy(np.array(part)) for part in (patches, frames, clips)))
 
 
-def _scene_classes(scene: Scene) -> np.ndarray:
-    by_shape = {thing.shape: thing for thing in scene.things}
+def _patch_classes(sample: Sample, index: int) -> np.ndarray:
+    classes = [(0, 0, 0)]
+    for thing in sample.scene.things:
+        behaviour = BEHAVIOURS.index(thing.behaviour) + 1
+        classes.append((SHAPES.index(thing.shape) + 1, _colour_class(thing, sample.times[index]), behaviour))
+    return np.array(classes)[sample.owners[index].ravel() + 1]
+
+
+def _frame_classes(scene: Scene, time: float) -> list[int]:
     classes = []
-    for shape in SHAPES:
-        classes += _thing_classes(by_shape[shape], 0)[1:] if shape in by_shape else (0, 0)
+    for thing in _by_shape(scene):
+        if thing is None or not thing.is_visible(time):
+            classes += [0, 0, 0]
+        else:
+            places = ((np.array(thing.centre(time)) + 0.5) * (_NUM_PLACES - 1)).astype(int)
+            classes += [_colour_class(thing, time), *(places.clip(0, _NUM_PLACES - 2) + 1)]
+    return classes
+
+
+def _clip_classes(scene: Scene) -> list[int]:
+    classes = [0 if thing is None else BEHAVIOURS.index(thing.behaviour) + 1 for thing in _by_shape(scene)]
     events = sorted((thing for thing in scene.things if thing.behaviour in EVENTS), key=lambda thing: thing.event_time)
-    classes.append(SHAPES.index(events[0].shape) + 1 if len(events) == 2 else 0)
-    return np.array(classes)
+    return [*classes, SHAPES.index(events[0].shape) + 1 if len(events) == 2 else 0]
+
+
+def _by_shape(scene: Scene) -> list[Thing | None]:
+    things = {thing.shape: thing for thing in scene.things}
+    return [things.get(shape) for shape in SHAPES]
+
+
+def _colour_class(thing: Thing, time: float) -> int:
+    is_new = thing.behaviour == "changes" and time >= thing.event_time
+    return _COLOURS.index(thing.new_colour if is_new else thing.colour) + 1
 
 
 def _loss(logits: torch.Tensor, classes: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:

@@ -45,9 +45,9 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "images": Stage(2000, 128, 1.5e-3, 1.5e-3),
-    "videos": Stage(1500, 32, 1.0e-3, 1.0e-3),
-    "answers": Stage(2400, 24, 4.0e-4, 1.2e-3),
+    "images": Stage(1600, 128, 1.5e-3, 1.5e-3),
+    "videos": Stage(1800, 32, 1.0e-3, 1.0e-3),
+    "answers": Stage(1600, 24, 4.0e-4, 1.2e-3),
 }
 
 
@@ -94,6 +94,7 @@ class Trainer:
         steps, batch, *_ = stage = STAGES[name]
         if name == "videos" and not (state and state["step"]):
             self.model.video_tower.load_state_dict(self.model.image_tower.state_dict(), strict=False)
+            self.heads["video"].load_state_dict(self.heads["image"].state_dict())
             for layer in self.model.video_tower.encoder.layers:
                 nn.init.zeros_(layer.temporal_attn.out_proj.weight)
         optimizer = torch.optim.AdamW(_groups(self.model, self.heads, stage), betas=(0.9, 0.98))
@@ -152,7 +153,7 @@ class Trainer:
         for medium in media:
             seen, loss = self._see(medium, samples[medium])
             features.append(self.model.project(seen, medium).unflatten(0, (batch, -1)).flatten(1, 2))
-            losses = losses + 0.3 * loss
+            losses = losses + 0.1 * loss
         questions = [
             self._ask(*(samples[medium][index].scene for medium in sorted(media)[::-1])) for index in range(batch)
         ]
@@ -173,8 +174,8 @@ class Trainer:
         frames = np.concatenate([sample.pixels for sample in samples])
         frames = torch.from_numpy(frames).movedim(-1, 1).to(self.device)
         tower = self.model.image_tower if medium == "image" else self.model.video_tower
-        features = tower(frames)
-        return features, self.heads[medium](features, samples)
+        hidden_states = tower.hidden_states(frames)
+        return hidden_states[-1], self.heads[medium](hidden_states, samples)
 
     def _answer(self, media: torch.Tensor, questions: list[list[Question]]) -> torch.Tensor:
         ids, labels, positions, groups = (part.to(self.device) for part in pack(questions, self.tokenizer))
