@@ -28,7 +28,10 @@ from vllm_videollava.tiny.world import draw_clip_scene
 NUM_CLIENTS = 32
 # Caches that are full soon, for they grow on purpose.
 FLAGS = ("--enforce-eager", "--dtype=float32", "--mm-processor-cache-gb=0.01", "--disable-uvicorn-access-log")
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VIDEO_LLAVA_DECODED_CACHE_MB": "4"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+    "VIDEO_LLAVA_DECODED_CACHE_MB": "4",
+}
 GROWTH_ALLOWED = 1.05
 EVERY = 10
 

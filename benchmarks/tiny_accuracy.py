@@ -1,4 +1,4 @@
-"""How often the tiny checkpoint's answers are right, by kind of question and by type of the numbers.
+"""How often the tiny checkpoint's answers are right, by kind of question and by precision.
 
     python benchmarks/tiny_accuracy.py
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 SEED = 2026
-TYPES = ("float32", "float16", "bfloat16", "int8 weights")
+PRECISIONS = ("float32", "float16", "bfloat16", "int8 weights")
 
 
-def start_engine(numbers: str) -> "LLM":
-    """Start vLLM's engine on the tiny checkpoint, with weights of one of `TYPES`."""
+def start_engine(precision: str) -> "LLM":
+    """Start vLLM's engine on the tiny checkpoint, with weights of one of `PRECISIONS`."""
     from vllm import LLM
 
-    settings = {"dtype": numbers} if numbers != "int8 weights" else _int8_settings()
+    settings = {"dtype": precision} if precision != "int8 weights" else _int8_settings()
     # Whoever runs this may read any file anyway.
     return LLM(str(tiny_checkpoint()), max_model_len=1024, enforce_eager=True, allowed_local_media_path="/", **settings)
 
@@ -54,10 +54,9 @@ def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
 
     chats = []
     for example in examples:
-        kinds = ["video" if path.suffix == ".mp4" else "image" for path in example.media]
         parts = [
             {"type": f"{kind}_url", f"{kind}_url": {"url": path.resolve().as_uri()}}
-            for kind, path in zip(kinds, example.media, strict=True)
+            for kind, path in zip(example.kinds, example.media, strict=True)
         ]
         chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": example.question.text}]}])
     outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=48))
@@ -67,11 +66,10 @@ def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
 def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Count by kind of question and media, such as "colour, image", the right answers and all of them."""
     counts: dict[str, tuple[int, int]] = {}
-    for (media, question), given in zip(examples, answers, strict=True):
-        kinds = sorted({"video" if path.suffix == ".mp4" else "image" for path in media}, reverse=True)
-        name = f"{question.kind}, {' and '.join(kinds)}"
+    for example, given in zip(examples, answers, strict=True):
+        name = f"{example.question.kind}, {' and '.join(example.kinds)}"
         right, asked = counts.get(name, (0, 0))
-        counts[name] = right + (given == question.answer), asked + 1
+        counts[name] = right + (given == example.question.answer), asked + 1
     return counts
 
 
@@ -82,7 +80,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), args.videos, args.images, SEED)
-        for way in TYPES:
+        for way in PRECISIONS:
             llm = start_engine(way)
             answers = answer(llm, examples)
             llm.llm_engine.engine_core.shutdown()

@@ -13,7 +13,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from openai import OpenAI
 
 # The server looks at the content to tell one format of clips or pictures from another.
@@ -41,12 +40,15 @@ def main() -> None:
 
 
 def draw_part() -> dict:
-    """Draw a clip and put it into a message."""
+    """Draw a clip of a circle that moves left, and put it into a message."""
+    import numpy as np
+
     from vllm_videollava.tiny.drawing import write_clip
     from vllm_videollava.tiny.world import draw_clip_scene
 
+    scene = draw_clip_scene(np.random.default_rng(0), 1, shape="circle", behaviour="left")
     with tempfile.TemporaryDirectory() as folder:
-        return media_part("video", write_clip(draw_clip_scene(np.random.default_rng(0)), Path(folder, "clip.mp4")))
+        return media_part("video", write_clip(scene, Path(folder, "clip.mp4")))
 
 
 def media_part(kind: str, path: Path) -> dict:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -80,6 +81,7 @@ def test_the_wheel_has_the_tiny_checkpoint(installed_wheel):
         for folder in folders
     )
     assert wheels == ours
+    assert Path("model.safetensors") in ours
 
 
 def test_the_wheel_answers_like_the_editable_install(installed_wheel, checkpoint, tmp_path):

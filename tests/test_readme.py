@@ -48,7 +48,7 @@ def test_there_is_something_to_check():
     assert len(PATHS) >= 3
     assert TARGETS == ["bench-tiny", "demo", "fuzz", "setup", "test", "train-tiny"]
     assert COMMANDS == ["check", "demo", "serve"]
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
 
 
 def test_ci_runs_the_readmes_command():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import train_tiny
 from asking import SYSTEM
-from conversation import attention_mask, pack
+from conversation import attention_bias, pack
 from reference.model import PLACEHOLDER, OriginalVideoLlava
 from safetensors.torch import load_file
 
@@ -67,12 +67,14 @@ def test_the_model_is_the_originals(short, tmp_path, media):
     frames = [torch.from_numpy(part.copy()).movedim(-1, 1) for part in pixels]
 
     towers = {"video": trainer.model.video_tower, "image": trainer.model.image_tower}
-    features = [trainer.model.project(towers[m](part), m).flatten(0, 1) for m, part in zip(media, frames, strict=True)]
+    features = [
+        trainer.model.project(towers[m](part)[-1], m).flatten(0, 1) for m, part in zip(media, frames, strict=True)
+    ]
     ids, _, positions, groups = pack([QUESTIONS], trainer.tokenizer)
     embeddings = torch.cat([trainer.embed(trainer.prefix), *features, trainer.embed(ids[0])])[None]
     num_prefix = embeddings.shape[1] - ids.shape[1]
     positions = torch.cat([torch.arange(num_prefix)[None], num_prefix + positions], dim=1)
-    hidden = trainer.model.answer(embeddings, positions, attention_mask(groups, num_prefix).float())
+    hidden = trainer.model.answer(embeddings, positions, attention_bias(groups, num_prefix).float())
     prompt = trainer.tokenizer.encode(f"\n{QUESTIONS[1].text} ASSISTANT:")
     end = int((groups[0] == 1).nonzero()[0]) + len(prompt) - 1
     distribution = trainer.model.lm_head(hidden[0, num_prefix + end]).log_softmax(-1)

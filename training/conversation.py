@@ -65,7 +65,7 @@ def _encode(question: Question, tokenizer: sentencepiece.SentencePieceProcessor)
     return [*prompt, *tokenizer.encode(question.answer), tokenizer.eos_id()], len(prompt)
 
 
-def attention_mask(groups: torch.Tensor, num_prefix: int) -> torch.Tensor:
+def attention_bias(groups: torch.Tensor, num_prefix: int) -> torch.Tensor:
     """Return what to add to the scores of each pair of tokens, 0 or minus infinity, `[B, 1, L, L]`."""
     prefix = torch.full((len(groups), num_prefix), PREFIX, device=groups.device)
     groups = torch.cat([prefix, groups], dim=1)

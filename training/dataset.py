@@ -10,13 +10,13 @@ from typing import NamedTuple
 import av
 import numpy as np
 from PIL import Image
-from shape import VIDEO_TOWER
+from tiny_config import VIDEO_TOWER
 from tqdm import tqdm
 
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.pixels import frame_pixels, image_pixels
 from vllm_videollava.tiny.drawing import coverage, draw_frames, encode_frames
-from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, draw_clip_scene, draw_image_scene
+from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, Thing, draw_clip_scene, draw_image_scene
 
 NUM_FRAMES = VIDEO_TOWER["num_frames"]
 NOBODY = -1
@@ -47,13 +47,14 @@ class Pool:
         self.medium = medium
         num_frames = NUM_FRAMES if medium == "video" else 1
         pixels_path, owners_path = folder / f"{medium}-pixels.npy", folder / f"{medium}-owners.npy"
-        if not owners_path.exists():
+        shape = (count, num_frames, size, size, 3)
+        if not owners_path.exists() or np.load(pixels_path, mmap_mode="r").shape != shape:
             folder.mkdir(parents=True, exist_ok=True)
-            pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, (count, num_frames, size, size, 3))
+            pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, shape)
             owners = np.full((count, num_frames, grid, grid), NOBODY, np.int8)
             draw = partial(draw_sample, medium=medium, size=size, grid=grid)
-            with ProcessPoolExecutor(workers) as pool:
-                drawn = pool.map(draw, range(count), chunksize=32)
+            with ProcessPoolExecutor(workers) as executor:
+                drawn = executor.map(draw, range(count), chunksize=32)
                 for index, sample in enumerate(tqdm(drawn, f"drawing {medium}s", count, smoothing=0)):
                     pixels[index], owners[index] = sample.pixels, sample.owners
             pixels.flush()
@@ -122,7 +123,7 @@ def reversed_in_time(sample: Sample) -> Sample:
     return Sample(scene, sample.pixels[::-1], sample.owners[::-1], 1 - sample.times[::-1])
 
 
-def _reversed_thing(thing):
+def _reversed_thing(thing: Thing) -> Thing:
     changed = {}
     if thing.behaviour == "changes":
         changed = {

@@ -80,7 +80,10 @@ class Encoder(nn.Module):
 
 
 class Tower(nn.Module):
-    """Frames to the hidden state before the last layer, which is there to be left out."""
+    """Frames to hidden states: what goes into the first layer, and what comes out of each but the last.
+
+    The last layer is there as in the original, which leaves it out too.
+    """
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -91,11 +94,7 @@ class Tower(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:  # uint8 [F, 3, S, S] -> [F, 1 + N, D]
-        return self.hidden_states(frames)[-1]
-
-    def hidden_states(self, frames: torch.Tensor) -> list[torch.Tensor]:
-        """Return what goes into the first layer, and what comes out of each but the last."""
+    def forward(self, frames: torch.Tensor) -> list[torch.Tensor]:  # uint8 [F, 3, S, S] -> each [F, 1 + N, D]
         states = [self.pre_layrnorm(self.embeddings((frames / 255 - self.mean) / self.std))]
         for layer in self.encoder.layers[:-1]:
             states.append(layer(states[-1]))
@@ -108,13 +107,13 @@ class LlamaAttention(nn.Module):
         size, self.num_heads = config["hidden_size"], config["num_attention_heads"]
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(size, size, bias=False) for _ in range(4))
 
-    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
         query, key, value = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = _rotate(query, *rotation), _rotate(key, *rotation)
-        return self.o_proj(_attend(query, key, value, mask).transpose(1, 2).flatten(2))
+        return self.o_proj(_attend(query, key, value, bias).transpose(1, 2).flatten(2))
 
 
 class LlamaMLP(nn.Module):
@@ -136,8 +135,8 @@ class LlamaLayer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(config["hidden_size"], eps=config["rms_norm_eps"])
         self.mlp = LlamaMLP(config)
 
-    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask)
+    def forward(self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], bias: torch.Tensor) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, bias)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -188,13 +187,14 @@ class VideoLlava(nn.Module):
         """Turn a tower's features `[F, 1 + N, D]` into embeddings, without an image's CLS."""
         return self.model.mm_projector(features if medium == "video" else features[:, 1:])
 
-    def answer(self, embeddings: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def answer(self, embeddings: torch.Tensor, positions: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """Compute LLaMA's hidden states.
 
         Args:
             embeddings: `[B, L, D]`.
             positions: `[B, L]`.
-            mask: which tokens (last dimension) each token attends to, bool `[B, 1, L, L]`.
+            bias: added to the scores of what each token attends to (last
+                dimension), 0 or minus infinity, `[B, 1, L, L]`.
         """
         half = self.head_size // 2
         frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
@@ -202,7 +202,7 @@ class VideoLlava(nn.Module):
         rotation = angles.cos(), angles.sin()
         x = embeddings
         for layer in self.model.layers:
-            x = layer(x, rotation, mask)
+            x = layer(x, rotation, bias)
         return self.model.norm(x)
 
 

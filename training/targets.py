@@ -104,8 +104,7 @@ def _by_shape(scene: Scene) -> list[Thing | None]:
 
 
 def _colour_class(thing: Thing, time: float) -> int:
-    is_new = thing.behaviour == "changes" and time >= thing.event_time
-    return _COLOURS.index(thing.new_colour if is_new else thing.colour) + 1
+    return _COLOURS.index(thing.new_colour if thing.has_changed(time) else thing.colour) + 1
 
 
 def _loss(logits: torch.Tensor, classes: torch.Tensor, counts: tuple[int, ...]) -> torch.Tensor:

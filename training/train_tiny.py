@@ -19,16 +19,16 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from conversation import attention_mask, encode_prefix, pack, sentences
+from conversation import attention_bias, encode_prefix, pack, sentences
 from dataset import Pool, Sample, scene_of
 from model import VideoLlava
 from original_format import train_tokenizer, write_files
-from shape import CONFIG, IMAGE_TOWER, VIDEO_TOWER
 from targets import Heads
+from tiny_config import CONFIG, IMAGE_TOWER, VIDEO_TOWER
 from torch import nn
 from tqdm import tqdm
 
-from vllm_videollava.tiny.questions import Question, questions_about, questions_about_both
+from vllm_videollava.tiny.questions import Question, has_one_colour, questions_about, questions_about_both
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
 QUESTIONS_AT_ONCE = 6
@@ -45,9 +45,9 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "images": Stage(1600, 128, 1.5e-3, 1.5e-3),
-    "videos": Stage(1800, 32, 1.0e-3, 1.0e-3),
-    "answers": Stage(1600, 24, 4.0e-4, 1.2e-3),
+    "images": Stage(2600, 128, 1.5e-3, 1.5e-3),
+    "videos": Stage(1700, 32, 1.0e-3, 1.0e-3),
+    "answers": Stage(1500, 24, 4.0e-4, 1.2e-3),
 }
 
 
@@ -74,7 +74,7 @@ class Trainer:
 
     def run(self) -> None:
         state_path = self.work / "state.pt"
-        state = torch.load(state_path, weights_only=False) if state_path.exists() else None
+        state = torch.load(state_path, map_location=self.device) if state_path.exists() else None
         if state:
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
@@ -93,10 +93,7 @@ class Trainer:
     def _run_stage(self, name: str, state_path: Path, state: dict | None) -> None:
         steps, batch, *_ = stage = STAGES[name]
         if name == "videos" and not (state and state["step"]):
-            self.model.video_tower.load_state_dict(self.model.image_tower.state_dict(), strict=False)
-            self.heads["video"].load_state_dict(self.heads["image"].state_dict())
-            for layer in self.model.video_tower.encoder.layers:
-                nn.init.zeros_(layer.temporal_attn.out_proj.weight)
+            self._start_from_images()
         optimizer = torch.optim.AdamW(_groups(self.model, self.heads, stage), betas=(0.9, 0.98))
         first = 0
         if state and state["step"]:
@@ -109,7 +106,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(step, steps)
             with torch.autocast(self.device.type, torch.bfloat16):
-                losses = getattr(self, f"_{name}_losses")(batch, step)
+                losses = self._losses(name, batch, step)
             optimizer.zero_grad(set_to_none=True)
             sum(losses.values()).backward()
             nn.utils.clip_grad_norm_([*self.model.parameters(), *self.heads.parameters()], 1.0)
@@ -135,11 +132,19 @@ class Trainer:
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 
-    def _images_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
-        return {"image": self._see("image", [self.pools["image"].draw(self.rng) for _ in range(batch)])[1]}
+    def _start_from_images(self) -> None:
+        """Make the video tower the image tower, with an attention over time that does nothing yet."""
+        self.model.video_tower.load_state_dict(self.model.image_tower.state_dict(), strict=False)
+        self.heads["video"].load_state_dict(self.heads["image"].state_dict())
+        for layer in self.model.video_tower.encoder.layers:
+            nn.init.zeros_(layer.temporal_attn.out_proj.weight)
+            nn.init.zeros_(layer.temporal_attn.out_proj.bias)
 
-    def _videos_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
-        return {"video": self._see("video", [self.pools["video"].draw(self.rng) for _ in range(batch)])[1]}
+    def _losses(self, name: str, batch: int, step: int) -> dict[str, torch.Tensor]:
+        if name == "answers":
+            return self._answers_losses(batch, step)
+        medium = name.removesuffix("s")
+        return {medium: self._see(medium, [self.pools[medium].draw(self.rng) for _ in range(batch)])[1]}
 
     def _answers_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
         """Ask about clips at most steps, about images at some, and about one of each at the others."""
@@ -162,7 +167,7 @@ class Trainer:
     def _draw(self, medium: str, media: tuple[str, ...]) -> Sample:
         while True:
             sample = self.pools[medium].draw(self.rng)
-            if len(media) == 1 or len(sample.scene.things) == 1:
+            if len(media) == 1 or has_one_colour(sample.scene):
                 return sample
 
     def _ask(self, *scenes) -> list[Question]:
@@ -174,7 +179,7 @@ class Trainer:
         frames = np.concatenate([sample.pixels for sample in samples])
         frames = torch.from_numpy(frames).movedim(-1, 1).to(self.device)
         tower = self.model.image_tower if medium == "image" else self.model.video_tower
-        hidden_states = tower.hidden_states(frames)
+        hidden_states = tower(frames)
         return hidden_states[-1], self.heads[medium](hidden_states, samples)
 
     def _answer(self, media: torch.Tensor, questions: list[list[Question]]) -> torch.Tensor:
@@ -184,7 +189,7 @@ class Trainer:
         num_prefix = prefix.shape[1] + media.shape[1]
         before = torch.arange(num_prefix, device=self.device).expand(len(ids), -1)
         positions = torch.cat([before, num_prefix + positions], dim=1)
-        hidden = self.model.answer(embeddings, positions, attention_mask(groups, num_prefix))[:, num_prefix:]
+        hidden = self.model.answer(embeddings, positions, attention_bias(groups, num_prefix))[:, num_prefix:]
         learnt = labels != -100
         return F.cross_entropy(self.model.lm_head(hidden[learnt]).float(), labels[learnt])
 

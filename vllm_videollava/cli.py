@@ -14,7 +14,7 @@ TINY = "tiny"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="vllm-videollava", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    serve_parser = commands.add_parser("serve", add_help=False, help="what `vllm serve` does, with any of its flags")
+    serve_parser = commands.add_parser("serve", add_help=False, help="what `vllm serve` does; its model may be `tiny`")
     serve_parser.set_defaults(run=serve)
     check_parser = commands.add_parser("check", help="tell which vLLM, device and decoder are used")
     check_parser.add_argument("model", nargs="?", help="also tell what this checkpoint resolves to")
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Run `vllm serve`; without a model, that of the paper."""
+    """Run `vllm serve`; without a model, that of the paper, and for `tiny` the one that comes with the package."""
     from vllm_videollava.compat import name_cpu_distribution
 
     name_cpu_distribution()
@@ -50,11 +50,14 @@ def serve(args: argparse.Namespace) -> None:
     vllm_main()
 
 
-def demo(args: argparse.Namespace) -> None:
-    """Run the demo; see `vllm_videollava.tiny.demo`."""
+def demo(args: argparse.Namespace) -> str | None:
+    """Run the demo; return what went wrong, if anything."""
     from vllm_videollava.tiny.demo import run_demo
 
-    run_demo(args.shape, args.colour, args.moves, args.seed)
+    try:
+        run_demo(args.shape, args.colour, args.moves, args.seed)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
 
 
 def check(args: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ class LocalServer(NamedTuple):
 
     Attributes:
         url: without `/v1`.
+        process: of the API server; others are below it.
         seconds: how long it took to start.
     """
 
@@ -29,7 +30,7 @@ class LocalServer(NamedTuple):
 
 @contextmanager
 def local_server(model: str | Path, log: Path, *flags: str, **environment: str) -> Iterator[LocalServer]:
-    """Run `vllm-videollava serve` until the block ends.
+    """Run `vllm-videollava serve` until the block ends; it has three minutes to start.
 
     Args:
         log: file for what the server prints.
@@ -50,7 +51,10 @@ def local_server(model: str | Path, log: Path, *flags: str, **environment: str) 
         yield LocalServer(f"http://127.0.0.1:{port}", process, time.monotonic() - start)
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _free_port() -> int:

@@ -1,6 +1,7 @@
 """Draw a clip, serve the tiny checkpoint, and ask it about the clip with the package `openai`."""
 
 import base64
+import os
 import sys
 import tempfile
 import time
@@ -16,11 +17,12 @@ from vllm_videollava.tiny.drawing import draw_frames, write_clip
 from vllm_videollava.tiny.questions import Question, questions_about
 from vllm_videollava.tiny.world import Scene, draw_clip_scene
 
+MODEL = "tiny"
 NUM_QUESTIONS = 4
 # Kinds of questions to choose from, those that say most of a clip first.
 KINDS = ("shape", "direction", "order", "description", "colour", "count", "motion")
 NUM_FRAMES = 8
-FRAME_WIDTH = 120
+FRAME_WIDTH, GAP = 120, 4
 FRAME_COLUMNS = 18
 """Characters that a frame is wide in a terminal."""
 
@@ -32,6 +34,10 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
         shape, colour, moves: of the only object in the clip; without any of
             them, one or two objects are drawn that do anything.
         seed: of all that is drawn; without one, the clip is always a new one.
+
+    Raises:
+        RuntimeError: the server did not start.
+        ValueError: the seed is negative.
     """
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     rng = np.random.default_rng(seed)
@@ -43,7 +49,8 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     print(f"Clip      {clip}: {scene.num_frames} frames, {scene.width} x {scene.height}, --seed {seed}")
     print("Model     the tiny checkpoint of this package, a demonstration that knows only such clips", flush=True)
     # Compiling would take longer than the answers; a GiB of cache is plenty on a CPU.
-    with local_server("tiny", folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE="1") as server:
+    cache = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
+    with local_server(MODEL, folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE=cache) as server:
         print(f"Server    ready after {server.seconds:.0f} s", flush=True)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
         right = [ask(client, clip, question) for question in choose_questions(scene, rng)]
@@ -57,13 +64,13 @@ def choose_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def show_frames(scene: Scene, path: Path) -> None:
-    """Write the frames that the model sees, side by side, as a picture file; in a terminal, also print them."""
+    """Write the frames of which the model sees the middle, side by side, as a picture; in a terminal, print them."""
     frames = draw_frames(scene, sample_indices(scene.num_frames, NUM_FRAMES))
     height = round(FRAME_WIDTH * scene.height / scene.width)
-    strip = Image.new("RGB", (NUM_FRAMES * (FRAME_WIDTH + 4), height), "white")
+    strip = Image.new("RGB", (NUM_FRAMES * (FRAME_WIDTH + GAP), height), "white")
     pictures = [Image.fromarray(frame) for frame in frames]
     for index, picture in enumerate(pictures):
-        strip.paste(picture.resize((FRAME_WIDTH, height)), (index * (FRAME_WIDTH + 4), 0))
+        strip.paste(picture.resize((FRAME_WIDTH, height)), (index * (FRAME_WIDTH + GAP), 0))
     strip.save(path)
     if sys.stdout.isatty():
         rows = 2 * round(FRAME_COLUMNS * scene.height / scene.width / 2)
@@ -92,7 +99,7 @@ def ask(client: OpenAI, clip: Path, question: Question) -> bool:
     content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question.text}]
     start = time.monotonic()
     stream = client.chat.completions.create(
-        model=client.models.list().data[0].id,
+        model=MODEL,
         messages=[{"role": "user", "content": content}],
         max_tokens=64,
         temperature=0,

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -20,8 +21,8 @@ def draw_frames(scene: Scene, indices: list[int] | np.ndarray | None = None) -> 
         for thing in scene.things:
             if thing.is_visible(index / last):
                 _draw_thing(frame, thing, index / last)
-        frames.append(frame)
-    return (np.stack(frames) + 0.5).astype(np.uint8)
+        frames.append((frame + 0.5).astype(np.uint8))
+    return np.stack(frames)
 
 
 def write_clip(scene: Scene, path: str | PathLike) -> Path:
@@ -36,7 +37,7 @@ def write_image(scene: Scene, path: str | PathLike) -> Path:
     return Path(path)
 
 
-def encode_frames(frames: np.ndarray, file, fps: int, **options: str) -> None:
+def encode_frames(frames: np.ndarray, file: str | PathLike | BinaryIO, fps: int, **options: str) -> None:
     """Encode frames, uint8 `[N, H, W, 3]`, as H.264 in MP4 to a path or a file object.
 
     Args:
@@ -83,7 +84,8 @@ def _draw_thing(frame: np.ndarray, thing: Thing, time: float) -> None:
     ys = (np.arange(rows.start, rows.stop) + 0.5 - height / 2) / shorter
     xs = (np.arange(columns.start, columns.stop) + 0.5 - width / 2) / shorter
     share = coverage(thing, time, xs[None], ys[:, None], 1 / shorter)[..., None]
-    frame[rows, columns] += share * (np.asarray(thing.rgb_at(time)) - frame[rows, columns])
+    rgb = np.array(thing.new_rgb if thing.has_changed(time) else thing.rgb)
+    frame[rows, columns] += share * (rgb - frame[rows, columns])
 
 
 def _span(length: int, shorter: int, centre: float, reach: float) -> slice:

@@ -15,52 +15,64 @@ from typing import NamedTuple
 import numpy as np
 
 from vllm_videollava.tiny.drawing import write_clip, write_image
-from vllm_videollava.tiny.questions import Question, questions_about, questions_about_both
+from vllm_videollava.tiny.questions import Question, has_one_colour, questions_about, questions_about_both
 from vllm_videollava.tiny.world import Scene, draw_clip_scene, draw_image_scene
 
 QUESTIONS = "questions.jsonl"
-# Never the seeds of the training's scenes, which are one number longer or shorter.
+# Ends the seeds of random numbers: training's have none and would be the same as with a 0.
+_MARK = 1
 _VIDEO, _IMAGE, _WORDING = range(3)
 
 
 class Example(NamedTuple):
-    """A question about media, in this order."""
+    """A question about media, in this order; clips have the suffix `.mp4`."""
 
     media: tuple[Path, ...]
     question: Question
+
+    @property
+    def kinds(self) -> list[str]:
+        """What each of the media is, "video" or "image"."""
+        return ["video" if path.suffix == ".mp4" else "image" for path in self.media]
 
 
 def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) -> list[Example]:
     """Draw clips and images, and return every question about them.
 
-    A clip and an image with one object each are also asked about together.
-    Clips are H.264 in MP4; of the images every other one is JPEG, the rest PNG.
+    A clip and an image with one object each are also asked about together, if
+    the object keeps its colour. Clips are H.264 in MP4; of the images every
+    other one is JPEG, the rest PNG.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    videos = [draw_clip_scene(np.random.default_rng([seed, _VIDEO, index, 0])) for index in range(num_videos)]
-    images = [draw_image_scene(np.random.default_rng([seed, _IMAGE, index, 0])) for index in range(num_images)]
-    paths = {id(scene): folder / f"video-{index:04}.mp4" for index, scene in enumerate(videos)}
-    for index, scene in enumerate(images):
-        paths[id(scene)] = folder / f"image-{index:04}.{('jpg', 'png')[index % 2]}"
-    with ProcessPoolExecutor() as pool:
-        list(pool.map(_write, [*videos, *images], [paths[id(scene)] for scene in [*videos, *images]], chunksize=4))
-
-    rng = np.random.default_rng([seed, _WORDING, 0, 0])
-    examples = [
-        Example((paths[id(scene)],), question)
-        for scene in (*videos, *images)
-        for question in questions_about(scene, rng)
+    videos = [
+        (draw_clip_scene(np.random.default_rng([seed, _VIDEO, index, _MARK])), folder / f"video-{index:04}.mp4")
+        for index in range(num_videos)
     ]
-    alone = [[scene for scene in scenes if len(scene.things) == 1] for scenes in (videos, images)]
+    images = [
+        (
+            draw_image_scene(np.random.default_rng([seed, _IMAGE, index, _MARK])),
+            folder / f"image-{index:04}.{('jpg', 'png')[index % 2]}",
+        )
+        for index in range(num_images)
+    ]
+    with ProcessPoolExecutor() as executor:
+        list(executor.map(_write, [*videos, *images], chunksize=4))
+
+    rng = np.random.default_rng([seed, _WORDING, 0, _MARK])
+    examples = [
+        Example((path,), question) for scene, path in (*videos, *images) for question in questions_about(scene, rng)
+    ]
+    alone = [[pair for pair in pairs if has_one_colour(pair[0])] for pairs in (videos, images)]
     examples += [
-        Example((paths[id(video)], paths[id(image)]), question)
-        for video, image in zip(*alone, strict=False)
+        Example((video_path, image_path), question)
+        for (video, video_path), (image, image_path) in zip(*alone, strict=False)
         for question in questions_about_both(video, image, rng)
     ]
     return examples
 
 
-def _write(scene: Scene, path: Path) -> None:
+def _write(scene_and_path: tuple[Scene, Path]) -> None:
+    scene, path = scene_and_path
     (write_clip if scene.medium == "video" else write_image)(scene, path)
 
 

@@ -1,5 +1,6 @@
 """What can be asked about scenes, in several wordings, and the right answers."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -88,8 +89,17 @@ def questions_about(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [_word(kind, rng, scene.medium, shape, answer) for kind, shape, answer in asked]
 
 
+def has_one_colour(scene: Scene) -> bool:
+    """Whether a scene can be asked about beside another: it has one object, which keeps its colour."""
+    return len(scene.things) == 1 and scene.things[0].behaviour != "changes"
+
+
 def questions_about_both(video: Scene, image: Scene, rng: np.random.Generator) -> list[Question]:
-    """Return the questions about a clip and an image in one message, each with one object."""
+    """Return the questions about a clip and an image in one message.
+
+    Args:
+        video, image: each with one colour; see `has_one_colour`.
+    """
     colours = [scene.things[0].colour for scene in (video, image)]
     answer = (
         f"Yes, both are {colours[0]}."
@@ -137,7 +147,7 @@ def _with_article(thing: Thing) -> str:
     return f"{'an' if thing.colour == 'orange' else 'a'} {thing.colour} {thing.shape}"
 
 
-def _join(parts) -> str:
+def _join(parts: Iterable[str]) -> str:
     return " and ".join(parts)
 
 

@@ -41,8 +41,8 @@ class Thing:
 
     Attributes:
         rgb: its colour at first.
-        radius: of the circle, or of one around the other shapes.
-        proportion: from 0 to 1, how much of that circle's own square another shape fills.
+        radius: of the circle, or half of what the other shapes are high and wide at most.
+        proportion: from 0 to 1, how much of that height and width another shape fills.
         start: its centre in the first frame, `(x, y)`.
         end: its centre in the last frame.
         event_time: when it appears, vanishes or changes.
@@ -57,9 +57,9 @@ class Thing:
     behaviour: str
     start: tuple[float, float]
     end: tuple[float, float]
-    event_time: float = 0.5
-    new_colour: str = ""
-    new_rgb: tuple[int, int, int] = (0, 0, 0)
+    event_time: float
+    new_colour: str
+    new_rgb: tuple[int, int, int]
 
     @property
     def moves(self) -> bool:
@@ -74,8 +74,8 @@ class Thing:
             return time >= self.event_time
         return self.behaviour != "vanishes" or time < self.event_time
 
-    def rgb_at(self, time: float) -> tuple[int, int, int]:
-        return self.new_rgb if self.behaviour == "changes" and time >= self.event_time else self.rgb
+    def has_changed(self, time: float) -> bool:
+        return self.behaviour == "changes" and time >= self.event_time
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ def draw_clip_scene(
     return _draw_scene(rng, things, int(rng.integers(_FRAMES[0], _FRAMES[1] + 1)))
 
 
-def draw_image_scene(rng: np.random.Generator, num_things: int | None = None, *, colour: str | None = None) -> Scene:
+def draw_image_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
     """Draw an image's scene; see `draw_clip_scene`."""
     count = num_things or int(rng.integers(1, 3))
-    return _draw_scene(rng, _draw_things(rng, ["stays"] * count, None, colour), 1)
+    return _draw_scene(rng, _draw_things(rng, ["stays"] * count, None, None), 1)
 
 
 def _draw_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frames: int) -> Scene:
@@ -166,7 +166,7 @@ def _draw_background(rng: np.random.Generator) -> Background:
 def _draw_things(
     rng: np.random.Generator, behaviours: list[str], shape: str | None, colour: str | None
 ) -> tuple[Thing, ...]:
-    """Draw objects of different shapes, so that each can be named by it, that never touch."""
+    """Draw objects of different shapes, so that each can be named by it, with room between them."""
     shapes = [str(name) for name in rng.permutation(SHAPES)]
     if shape:
         shapes.remove(shape)
@@ -227,7 +227,7 @@ def _draw_path(
 
 
 def _touch(one: Thing, other: Thing) -> bool:
-    """Whether two objects come closer than their outermost corners reach, one of them unseen or not."""
+    """Whether two objects come close at any time, seen or not."""
     reach = 1.5 * max(one.radius, other.radius) + min(one.radius, other.radius)
     times = np.linspace(0, 1, 25)
     return any(np.hypot(*np.subtract(one.centre(time), other.centre(time))) < reach for time in times)

@@ -1,4 +1,4 @@
-"""The tiny checkpoint's shape: that of Video-LLaVA-7B with smaller numbers."""
+"""The tiny checkpoint's config: that of Video-LLaVA-7B with smaller numbers."""
 
 import original_format
 
