@@ -27,7 +27,7 @@ OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory) -> list[Example]:
-    return write_examples(tmp_path_factory.mktemp("examples"), 100, 50, seed=5)
+    return write_examples(tmp_path_factory.mktemp("examples"), 100, 40, seed=5)
 
 
 @pytest.fixture(scope="module", params=["float32", "int8 weights"])

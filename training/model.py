@@ -38,7 +38,9 @@ class TowerLayer(nn.Module):
         size, heads, eps = config["hidden_size"], config["num_attention_heads"], config["layer_norm_eps"]
         self.num_frames = config["num_frames"] if config.get("add_time_attn") else None
         if self.num_frames:
-            self.temporal_embedding = nn.Parameter(0.02 * torch.randn(1, self.num_frames, size))
+            # A ramp from the start: attention that cannot tell early from late sees only averages, and learns slowly.
+            ramp = torch.linspace(-1, 1, self.num_frames)[:, None]
+            self.temporal_embedding = nn.Parameter(0.5 * (ramp * torch.randn(size))[None])
             self.temporal_layer_norm1 = nn.LayerNorm(size, eps=eps)
             self.temporal_attn = Attention(size, heads)
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(size, eps=eps), nn.LayerNorm(size, eps=eps)

@@ -55,13 +55,13 @@ class Heads(nn.Module):
         last, middle = hidden_states[-1], hidden_states[len(hidden_states) // 2]
         patches, frames, clips = (part.to(last.device) for part in targets_of(samples))
         patches = patches.flatten(0, 1)
-        return (
+        steps = (
             _loss(self.middle_patch(middle[:, 1:]).flatten(0, 1), patches, PATCH_CLASSES[:2])
             + _loss(self.middle_frame(middle[:, 0]), frames, FRAME_CLASSES)
-            + _loss(self.patch(last[:, 1:]).flatten(0, 1), patches, PATCH_CLASSES)
             + _loss(self.frame(last[:, 0]), frames, FRAME_CLASSES)
-            + _loss(self.clip(last[:, 0]), clips, CLIP_CLASSES)
         )
+        ends = _loss(self.patch(last[:, 1:]).flatten(0, 1), patches, PATCH_CLASSES)
+        return 0.3 * steps + ends + 2 * _loss(self.clip(last[:, 0]), clips, CLIP_CLASSES)
 
 
 def targets_of(samples: list[Sample]) -> Targets:

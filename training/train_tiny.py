@@ -46,8 +46,8 @@ class Stage(NamedTuple):
 
 STAGES = {
     "images": Stage(2600, 128, 1.5e-3, 1.5e-3),
-    "videos": Stage(1700, 32, 1.0e-3, 1.0e-3),
-    "answers": Stage(1500, 24, 4.0e-4, 1.2e-3),
+    "videos": Stage(1600, 32, 1.0e-3, 1.0e-3),
+    "answers": Stage(1300, 24, 4.0e-4, 1.2e-3),
 }
 
 
