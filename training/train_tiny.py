@@ -32,6 +32,8 @@ from vllm_videollava.tiny.questions import Question, has_one_colour, questions_a
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
 QUESTIONS_AT_ONCE = 6
+# Kinds that are asked whenever they can be.
+HARD = ("direction", "order", "same colour")
 SAVE_SECONDS = 120
 
 
@@ -147,8 +149,8 @@ class Trainer:
         return {medium: self._see(medium, [self.pools[medium].draw(self.rng) for _ in range(batch)])[1]}
 
     def _answers_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
-        """Ask about clips at most steps, about images at some, and about one of each at the others."""
-        media = (("video",), ("image",), ("video",), ("video", "image"), ("video",))[step % 5]
+        """Ask about clips at half of the steps, about images at some, and about one of each at the others."""
+        media = (("video",), ("image",), ("video",), ("video", "image"), ("video",), ("video", "image"))[step % 6]
         if len(media) == 2 and self.rng.random() < 0.3:
             media = media[::-1]
         if media == ("image",):
@@ -158,7 +160,7 @@ class Trainer:
         for medium in media:
             seen, loss = self._see(medium, samples[medium])
             features.append(self.model.project(seen, medium).unflatten(0, (batch, -1)).flatten(1, 2))
-            losses = losses + 0.1 * loss
+            losses = losses + 0.3 * loss
         questions = [
             self._ask(*(samples[medium][index].scene for medium in sorted(media)[::-1])) for index in range(batch)
         ]
@@ -172,8 +174,8 @@ class Trainer:
 
     def _ask(self, *scenes) -> list[Question]:
         about = questions_about(*scenes, self.rng) if len(scenes) == 1 else questions_about_both(*scenes, self.rng)
-        order = self.rng.permutation(len(about))[:QUESTIONS_AT_ONCE]
-        return [about[index] for index in order]
+        order = sorted(self.rng.permutation(len(about)), key=lambda index: about[index].kind not in HARD)
+        return [about[index] for index in order[:QUESTIONS_AT_ONCE]]
 
     def _see(self, medium: str, samples: list[Sample]) -> tuple[torch.Tensor, torch.Tensor]:
         frames = np.concatenate([sample.pixels for sample in samples])
