@@ -11,6 +11,7 @@ network nor GPU.
 import argparse
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def main() -> None:
     from harness import write_rows
 
     args = parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         examples = write_examples(Path(folder), args.videos, args.images, SEED)
