@@ -119,13 +119,19 @@ def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
     assert np.abs(np.stack(frames).astype(int) - drawn).mean() < 8
 
 
-def test_events_are_two_sampled_frames_apart():
+def test_of_two_objects_at_most_one_moves():
+    rng = np.random.default_rng(8)
+    counts = [sum(thing.moves for thing in draw_clip_scene(rng, 2).things) for _ in range(200)]
+    assert set(counts) == {0, 1}
+
+
+def test_events_are_three_sampled_frames_apart():
     rng = np.random.default_rng(5)
     for _ in range(200):
         scene = draw_clip_scene(rng, 2)
         times = np.linspace(0, scene.num_frames - 1, 8, dtype=int) / (scene.num_frames - 1)
         first, second = sorted(thing.event_time for thing in scene.things)
-        assert sum(first <= time < second for time in times) >= 2
+        assert sum(first <= time < second for time in times) >= 3
 
 
 def test_answers_name_exactly_one_shape_colour_or_direction():

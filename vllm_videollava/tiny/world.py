@@ -28,8 +28,8 @@ BACKGROUNDS = ("plain", "noisy", "gradient", "stripes", "chequered")
 
 _RADIUS = (0.08, 0.20)
 _EVENT_TIMES = (0.15, 0.85)
-# Between two events there are at least two of the eight frames.
-_BETWEEN_EVENTS = 0.3
+# Between two events there are at least three of the eight frames.
+_BETWEEN_EVENTS = 0.45
 _SIDES = (240, 480)
 _FRAMES = (24, 96)
 _FPS = (12, 30)
@@ -119,17 +119,19 @@ def draw_clip_scene(
     colour: str | None = None,
     behaviour: str | None = None,
 ) -> Scene:
-    """Draw a clip's scene; in a third of those with two objects, both have an event.
+    """Draw a clip's scene; of two objects at most one moves, and in a third of such clips both have an event.
 
     Args:
         num_things: 1 or 2; drawn if not given.
         shape, colour, behaviour: of the first object; drawn if not given.
     """
     count = num_things or int(rng.integers(1, 3))
-    behaviours = [_choose(rng, BEHAVIOURS) for _ in range(count)]
-    if count == 2 and rng.random() < 1 / 3:
-        behaviours = [_choose(rng, EVENTS) for _ in range(count)]
-    behaviours[0] = behaviour or behaviours[0]
+    if behaviour is None and count == 2 and rng.random() < 1 / 3:
+        behaviours = [_choose(rng, EVENTS), _choose(rng, EVENTS)]
+    else:
+        first = behaviour or _choose(rng, BEHAVIOURS)
+        others = ("stays", *EVENTS) if first in DIRECTIONS else BEHAVIOURS
+        behaviours = [first, _choose(rng, others)][:count]
     things = _draw_things(rng, behaviours, shape, colour)
     return _draw_scene(rng, things, int(rng.integers(_FRAMES[0], _FRAMES[1] + 1)))
 
