@@ -121,8 +121,15 @@ def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
 
 def test_of_two_objects_at_most_one_moves():
     rng = np.random.default_rng(8)
-    counts = [sum(thing.moves for thing in draw_clip_scene(rng, 2).things) for _ in range(200)]
-    assert set(counts) == {0, 1}
+    scenes = [draw_clip_scene(rng, 2) for _ in range(300)]
+    assert {sum(thing.moves for thing in scene.things) for scene in scenes} == {0, 1}
+
+
+def test_of_two_events_one_is_that_an_object_appears():
+    rng = np.random.default_rng(9)
+    pairs = [[thing.behaviour for thing in draw_clip_scene(rng, 2).things] for _ in range(300)]
+    pairs = [frozenset(pair) for pair in pairs if set(pair) <= {"appears", "vanishes", "changes"}]
+    assert set(pairs) == {frozenset({"appears", other}) for other in ("appears", "vanishes", "changes")}
 
 
 def test_events_are_three_sampled_frames_apart():

@@ -119,7 +119,9 @@ def draw_clip_scene(
     colour: str | None = None,
     behaviour: str | None = None,
 ) -> Scene:
-    """Draw a clip's scene; of two objects at most one moves, and in a third of such clips both have an event.
+    """Draw a clip's scene; in a third of those with two objects, both have an event, one of them that it appears.
+
+    At most one object moves.
 
     Args:
         num_things: 1 or 2; drawn if not given.
@@ -127,13 +129,21 @@ def draw_clip_scene(
     """
     count = num_things or int(rng.integers(1, 3))
     if behaviour is None and count == 2 and rng.random() < 1 / 3:
-        behaviours = [_choose(rng, EVENTS), _choose(rng, EVENTS)]
+        behaviours = ["appears", _choose(rng, EVENTS)]
     else:
         first = behaviour or _choose(rng, BEHAVIOURS)
-        others = ("stays", *EVENTS) if first in DIRECTIONS else BEHAVIOURS
-        behaviours = [first, _choose(rng, others)][:count]
+        behaviours = [first, _choose(rng, _beside(first))][:count]
     things = _draw_things(rng, behaviours, shape, colour)
     return _draw_scene(rng, things, int(rng.integers(_FRAMES[0], _FRAMES[1] + 1)))
+
+
+def _beside(behaviour: str) -> tuple[str, ...]:
+    """Return what a second object may do: not both move, and of two events one is that an object appears."""
+    if behaviour in DIRECTIONS:
+        return ("stays", *EVENTS)
+    if behaviour in EVENTS and behaviour != "appears":
+        return (*DIRECTIONS, "stays", "appears")
+    return BEHAVIOURS
 
 
 def draw_image_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
