@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import write_rows
+
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.generator import Example, write_examples
 
@@ -75,8 +77,6 @@ def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, t
 
 
 def main() -> None:
-    from harness import write_rows
-
     args = parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     rows = []

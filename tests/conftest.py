@@ -1,15 +1,15 @@
 """What the tests share: settings of the engine, checkpoints, media, one server."""
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+
+from vllm_videollava.local_server import LocalServer, local_server
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -38,14 +38,8 @@ def checkpoint(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "video-llava")
 
 
-class Server(NamedTuple):
-    url: str
-    process: subprocess.Popen
-    log: Path
-
-
 @pytest.fixture(scope="session")
-def server(checkpoint, tmp_path_factory) -> Iterator[Server]:
+def server(checkpoint, tmp_path_factory) -> Iterator[LocalServer]:
     """A running server on `checkpoint`, which may read local files."""
     log = tmp_path_factory.mktemp("server") / "log.txt"
     with running_server(checkpoint, log) as server:
@@ -58,15 +52,13 @@ def server_url(server) -> str:
 
 
 @contextmanager
-def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[Server]:
-    from vllm_videollava.local_server import local_server
-
+def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[LocalServer]:
     flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/", "--trust-request-mm-kwargs"]
-    with local_server(checkpoint, log, *flags, **environment) as (url, process, _):
+    with local_server(checkpoint, log, *flags, **environment) as server:
         try:
-            yield Server(url, process, log)
+            yield server
         finally:
-            below = process_tree(process.pid)
+            below = process_tree(server.process.pid)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 
 

@@ -94,13 +94,12 @@ class Trainer:
 
     def _run_stage(self, name: str, state_path: Path, state: dict | None) -> None:
         steps, batch, *_ = stage = STAGES[name]
-        if name == "videos" and not (state and state["step"]):
-            self._start_from_images()
         optimizer = torch.optim.AdamW(_groups(self.model, self.heads, stage), betas=(0.9, 0.98))
-        first = 0
-        if state and state["step"]:
+        first = state["step"] if state else 0
+        if first:
             optimizer.load_state_dict(state["optimizer"])
-            first = state["step"]
+        elif name == "videos":
+            self._start_from_images()
         saved = time.monotonic()
         bar = tqdm(range(first, steps), name, initial=first, total=steps, smoothing=0.02, mininterval=5)
         mean = {}
@@ -199,9 +198,10 @@ class Trainer:
 def _all_questions() -> Iterator[Question]:
     rng = np.random.default_rng(1)
     for seed in range(2000):
-        yield from questions_about(scene_of("video", seed), rng)
-        yield from questions_about(scene_of("image", seed), rng)
-        yield from questions_about_both(scene_of("video", seed), scene_of("image", seed), rng)
+        video, image = scene_of("video", seed), scene_of("image", seed)
+        yield from questions_about(video, rng)
+        yield from questions_about(image, rng)
+        yield from questions_about_both(video, image, rng)
 
 
 def _groups(model: nn.Module, heads: nn.Module, stage: Stage) -> list[dict]:

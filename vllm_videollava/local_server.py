@@ -20,11 +20,13 @@ class LocalServer(NamedTuple):
     Attributes:
         url: without `/v1`.
         process: of the API server; others are below it.
+        log: file that has what the server prints.
         seconds: how long it took to start.
     """
 
     url: str
     process: subprocess.Popen
+    log: Path
     seconds: float
 
 
@@ -48,7 +50,7 @@ def local_server(model: str | Path, log: Path, *flags: str, **environment: str) 
     try:
         if not _wait_until_healthy(port, process):
             raise RuntimeError(f"The server did not start:\n{log.read_text()[-5000:]}")
-        yield LocalServer(f"http://127.0.0.1:{port}", process, time.monotonic() - start)
+        yield LocalServer(f"http://127.0.0.1:{port}", process, log, time.monotonic() - start)
     finally:
         process.terminate()
         try:
