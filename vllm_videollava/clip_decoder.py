@@ -160,6 +160,9 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
         with _passing_damage(otherwise=_IndexError()):
             frames = context.decode(packet)
         for frame in frames:
+            # What fills its gaps also depends on pictures that were left out here.
+            if frame.is_corrupt:
+                raise _IndexError
             if frame.pts in wanted:
                 yield frame.pts, frame
 
