@@ -13,7 +13,8 @@ from conftest import ROOT
 from PIL import Image
 
 from vllm_videollava.tiny.drawing import draw_frames, write_clip
-from vllm_videollava.tiny.questions import has_one_colour, questions_about, questions_about_both
+from vllm_videollava.tiny.generator import write_examples
+from vllm_videollava.tiny.questions import only_colour, questions_about, questions_about_both
 from vllm_videollava.tiny.world import (
     BEHAVIOURS,
     COLOURS,
@@ -220,13 +221,21 @@ def test_questions_about_a_clip_and_an_image():
 @pytest.mark.parametrize(
     ("things", "expected"),
     [
-        (("red circle left",), True),
-        (("red circle changes 0.5 blue",), False),
-        (("red circle up", "red square up"), False),
+        (("red circle left",), "red"),
+        (("red circle changes 0.5 blue",), None),
+        (("red circle up", "red square up"), None),
     ],
 )
 def test_only_one_object_that_keeps_its_colour_is_compared(things, expected):
-    assert has_one_colour(scene_of(*things)) == expected
+    assert only_colour(scene_of(*things)) == expected
+
+
+def test_half_of_the_comparisons_are_of_the_same_colour(tmp_path):
+    examples = write_examples(tmp_path, 16, 80, seed=1)
+    answers = [question.answer for _, question in examples if question.kind == "same colour"]
+    yes = [answer.startswith("Yes, ") for answer in answers]
+    assert yes == [True, False] * (len(yes) // 2) + [True] * (len(yes) % 2)
+    assert len(yes) >= 6
 
 
 def test_a_seed_gives_the_same_again(tmp_path):

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,7 @@ class Pool:
         return reversed_in_time(sample) if self.medium == "video" and rng.random() < 0.5 else sample
 
 
+@cache
 def scene_of(medium: str, seed: int) -> Scene:
     """Return the scene that a seed stands for."""
     rng = np.random.default_rng([seed, medium == "video"])

@@ -11,7 +11,7 @@ which a run that was interrupted goes on.
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from tiny_config import CONFIG, IMAGE_TOWER, VIDEO_TOWER
 from torch import nn
 from tqdm import tqdm
 
-from vllm_videollava.tiny.questions import Question, has_one_colour, questions_about, questions_about_both
+from vllm_videollava.tiny.questions import Question, only_colour, questions_about, questions_about_both
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
 QUESTIONS_AT_ONCE = 6
@@ -154,25 +154,41 @@ class Trainer:
             media = media[::-1]
         if media == ("image",):
             batch *= 4
-        samples = {medium: [self._draw(medium, media) for _ in range(batch)] for medium in media}
+        samples = self._draw(media, batch)
         features, losses = [], 0
         for medium in media:
             seen, loss = self._see(medium, samples[medium])
             features.append(self.model.project(seen, medium).unflatten(0, (batch, -1)).flatten(1, 2))
             losses = losses + 0.3 * loss
-        questions = [
-            self._ask(*(samples[medium][index].scene for medium in sorted(media)[::-1])) for index in range(batch)
-        ]
+        questions = [self._ask(samples, index) for index in range(batch)]
         return {"tower": losses, "+".join(media): self._answer(torch.cat(features, dim=1), questions)}
 
-    def _draw(self, medium: str, media: tuple[str, ...]) -> Sample:
+    def _draw(self, media: tuple[str, ...], batch: int) -> dict[str, list[Sample]]:
+        if len(media) == 1:
+            return {media[0]: [self.pools[media[0]].draw(self.rng) for _ in range(batch)]}
+        videos, images = zip(*(self._draw_pair() for _ in range(batch)), strict=True)
+        return {"video": list(videos), "image": list(images)}
+
+    def _draw_pair(self) -> tuple[Sample, Sample]:
+        """Draw a clip and an image with one colour each, the same as often as not."""
+        video = self._draw_with(lambda colour: colour is not None, "video")
+        colour, same = only_colour(video.scene), self.rng.random() < 0.5
+        return video, self._draw_with(lambda other: other is not None and (other == colour) == same, "image")
+
+    def _draw_with(self, fits: Callable[[str | None], bool], medium: str) -> Sample:
         while True:
             sample = self.pools[medium].draw(self.rng)
-            if len(media) == 1 or has_one_colour(sample.scene):
+            if fits(only_colour(sample.scene)):
                 return sample
 
-    def _ask(self, *scenes) -> list[Question]:
-        about = questions_about(*scenes, self.rng) if len(scenes) == 1 else questions_about_both(*scenes, self.rng)
+    def _ask(self, samples: dict[str, list[Sample]], index: int) -> list[Question]:
+        scenes = [samples[medium][index].scene for medium in ("video", "image") if medium in samples]
+        if len(scenes) == 1:
+            about = questions_about(*scenes, self.rng)
+        else:
+            # The comparison is the hardest, so it comes in several wordings.
+            comparisons = [questions_about_both(*scenes, self.rng)[0] for _ in range(2)]
+            about = [*questions_about_both(*scenes, self.rng), *comparisons]
         order = sorted(self.rng.permutation(len(about)), key=lambda index: about[index].kind not in HARD)
         return [about[index] for index in order[:QUESTIONS_AT_ONCE]]
 

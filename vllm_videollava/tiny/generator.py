@@ -8,6 +8,7 @@ line for each question: its media, kind, text and right answer.
 
 import argparse
 import json
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from vllm_videollava.tiny.drawing import write_clip, write_image
-from vllm_videollava.tiny.questions import Question, has_one_colour, questions_about, questions_about_both
+from vllm_videollava.tiny.questions import Question, only_colour, questions_about, questions_about_both
 from vllm_videollava.tiny.world import Scene, draw_clip_scene, draw_image_scene
 
 QUESTIONS = "questions.jsonl"
 # Ends the seeds of random numbers: training's have none and would be the same as with a 0.
 _MARK = 1
 _VIDEO, _IMAGE, _WORDING = range(3)
+
+# A scene, and the file that shows it.
+Drawn = tuple[Scene, Path]
 
 
 class Example(NamedTuple):
@@ -39,9 +43,9 @@ class Example(NamedTuple):
 def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) -> list[Example]:
     """Draw clips and images, and return every question about them.
 
-    A clip and an image with one object each are also asked about together, if
-    the object keeps its colour. Clips are H.264 in MP4; of the images every
-    other one is JPEG, the rest PNG.
+    A clip with one object that keeps its colour is also asked about together
+    with such an image, every other time with one of the same colour. Clips are
+    H.264 in MP4; of the images every other one is JPEG, the rest PNG.
     """
     folder.mkdir(parents=True, exist_ok=True)
     videos = [
@@ -62,16 +66,25 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
     examples = [
         Example((path,), question) for scene, path in (*videos, *images) for question in questions_about(scene, rng)
     ]
-    alone = [[pair for pair in pairs if has_one_colour(pair[0])] for pairs in (videos, images)]
     examples += [
         Example((video_path, image_path), question)
-        for (video, video_path), (image, image_path) in zip(*alone, strict=False)
+        for (video, video_path), (image, image_path) in _pairs(videos, images, rng)
         for question in questions_about_both(video, image, rng)
     ]
     return examples
 
 
-def _write(scene_and_path: tuple[Scene, Path]) -> None:
+def _pairs(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -> Iterator[tuple[Drawn, Drawn]]:
+    """Yield each clip that has one colour with an image that has one: the same every other time, else another."""
+    coloured = [image for image in images if only_colour(image[0])]
+    for index, video in enumerate(video for video in videos if only_colour(video[0])):
+        colour, same = only_colour(video[0]), index % 2 == 0
+        fitting = [image for image in coloured if (only_colour(image[0]) == colour) == same]
+        if fitting:
+            yield video, fitting[rng.integers(len(fitting))]
+
+
+def _write(scene_and_path: Drawn) -> None:
     scene, path = scene_and_path
     (write_clip if scene.medium == "video" else write_image)(scene, path)
 

@@ -89,23 +89,20 @@ def questions_about(scene: Scene, rng: np.random.Generator) -> list[Question]:
     return [_word(kind, rng, scene.medium, shape, answer) for kind, shape, answer in asked]
 
 
-def has_one_colour(scene: Scene) -> bool:
-    """Whether a scene can be asked about beside another: it has one object, which keeps its colour."""
-    return len(scene.things) == 1 and scene.things[0].behaviour != "changes"
+def only_colour(scene: Scene) -> str | None:
+    """Return the colour of a scene's only object, or None if it has two, or one that changes colour."""
+    first, *others = scene.things
+    return None if others or first.behaviour == "changes" else first.colour
 
 
 def questions_about_both(video: Scene, image: Scene, rng: np.random.Generator) -> list[Question]:
     """Return the questions about a clip and an image in one message.
 
     Args:
-        video, image: each with one colour; see `has_one_colour`.
+        video, image: each with an `only_colour`.
     """
-    colours = [scene.things[0].colour for scene in (video, image)]
-    answer = (
-        f"Yes, both are {colours[0]}."
-        if colours[0] == colours[1]
-        else f"No, the video shows {colours[0]} and the image shows {colours[1]}."
-    )
+    one, other = only_colour(video), only_colour(image)
+    answer = f"Yes, both are {one}." if one == other else f"No, the video shows {one} and the image shows {other}."
     questions = [_word("same colour", rng, "", "", answer)]
     for scene in (video, image):
         questions += [
