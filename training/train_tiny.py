@@ -49,7 +49,7 @@ class Stage(NamedTuple):
 STAGES = {
     "images": Stage(2600, 128, 1.5e-3, 1.5e-3),
     "videos": Stage(1600, 32, 1.0e-3, 1.0e-3),
-    "answers": Stage(1750, 24, 4.0e-4, 1.2e-3),
+    "answers": Stage(2100, 24, 4.0e-4, 1.2e-3),
 }
 
 
