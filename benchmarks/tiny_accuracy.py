@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 SEED = 2026
-PRECISIONS = ("float32", "bfloat16", "int8 weights")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8 weights")
 
 
 def start_engine(precision: str) -> "LLM":

@@ -26,6 +26,7 @@ def test_the_demo_answers_about_the_clip_that_is_asked_for(tmp_path):
     assert ("It is a circle.",) * 2 in answers
     assert ("The circle moves left.",) * 2 in answers
     assert ("A red circle moves left.",) * 2 in answers
+    assert "Again     vllm-videollava demo --shape circle --colour red --moves left --seed 1\n" in output
     assert "4 of 4 answers are as expected." in output
 
     clip, frames = (Path(re.search(rf"^{name} +(.+?\.\w+)", output, re.MULTILINE)[1]) for name in ("Clip", "Frames"))
@@ -33,6 +34,12 @@ def test_the_demo_answers_about_the_clip_that_is_asked_for(tmp_path):
         num_frames = sum(1 for _ in video.decode(video=0))
     assert f"{num_frames} frames" in output
     assert Image.open(frames).width > 8 * 100
+
+
+def test_a_negative_seed_is_refused():
+    command = [sys.executable, "-m", "vllm_videollava.cli", "demo", "--seed", "-1"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert (refused.returncode, refused.stderr) == (1, "--seed must not be negative.\n")
 
 
 def test_every_clip_has_four_questions_of_different_kinds():

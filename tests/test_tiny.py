@@ -31,8 +31,7 @@ def examples(tmp_path_factory) -> list[Example]:
 
 
 @pytest.fixture(scope="module", params=["float32", "int8 weights"])
-def llm(request, examples):
-    # The examples first: processes draw them, which are not to be copies of one with an engine.
+def llm(request):
     llm = start_engine(request.param)
     yield llm
     llm.llm_engine.engine_core.shutdown()

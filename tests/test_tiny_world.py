@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from vllm_videollava.tiny import generator
 from vllm_videollava.tiny.drawing import draw_frames, write_clip
 from vllm_videollava.tiny.generator import write_examples
 from vllm_videollava.tiny.questions import only_colour, questions_about, questions_about_both
@@ -236,6 +237,20 @@ def test_half_of_the_comparisons_are_of_the_same_colour(tmp_path):
     yes = [answer.startswith("Yes, ") for answer in answers]
     assert yes == [True, False] * (len(yes) // 2) + [True] * (len(yes) % 2)
     assert len(yes) >= 6
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="can be compared"):
+        questions_about_both(scene_of("red circle left", "red square stays"), scene_of("red circle stays"), None)
+
+
+@pytest.mark.parametrize("flag", ["--videos", "--images", "--seed"])
+def test_negative_numbers_are_refused(flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generator", str(tmp_path / "new"), flag, "-1"])
+    with pytest.raises(SystemExit):
+        generator.main()
+    assert "--videos, --images and --seed must not be negative." in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_seed_gives_the_same_again(tmp_path):

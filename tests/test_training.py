@@ -13,6 +13,7 @@ from reference.model import PLACEHOLDER, OriginalVideoLlava
 from safetensors.torch import load_file
 
 from vllm_videollava.tiny.questions import Question
+from vllm_videollava.tiny.world import COLOURS
 
 QUESTIONS = [Question("a", "What is there?", "A red circle."), Question("b", "Does the square move?", "It stays.")]
 
@@ -87,11 +88,44 @@ def test_the_model_is_the_originals(short, tmp_path, media):
     assert logprob == pytest.approx(distribution.max().item(), abs=1e-4)
 
 
+def test_work_that_other_code_began_is_refused(short, tmp_path):
+    start(tmp_path)
+    start(tmp_path)
+    (tmp_path / "code.sha256").write_text("of another time")
+    with pytest.raises(SystemExit, match="was begun by other code; remove it, or name another folder"):
+        start(tmp_path)
+
+
+def test_the_tokenizers_sentences_are_right_answers():
+    compared = [question.answer for question in train_tiny._all_questions() if question.kind == "same colour"]
+    assert len(compared) > 300
+    assert set(compared) == {
+        f"Yes, both are {one}." if one == other else f"No, the video shows {one} and the image shows {other}."
+        for one in COLOURS
+        for other in COLOURS
+    }
+
+
+WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
 @pytest.mark.parametrize("turn", [dataset.mirrored, dataset.reversed_in_time])
 def test_a_sample_turned_around_is_true(turn):
-    """Where its scene says that objects are, there they are."""
+    """Where its scene says that objects are, there they are, in the colour and on the way that it says."""
+    events = set()
     for seed in range(30):
         turned = turn(dataset.draw_sample(seed, medium="video", size=98, grid=7))
         owners = [dataset._owners(turned.scene, time, 7) for time in turned.times]
         assert (np.stack(owners) == turned.owners).mean() > 0.995
         assert (turned.times[0], turned.times[-1]) == (0, 1)
+        for thing in turned.scene.things:
+            events.add(thing.behaviour)
+            if thing.moves:
+                assert np.dot(np.subtract(thing.end, thing.start), WAYS[thing.behaviour]) > 0.2
+            for time, frame in zip(turned.times, turned.pixels, strict=True):
+                column, row = np.rint((np.array(thing.centre(time)) + 0.5) * 98).astype(int)
+                if thing.is_visible(time) and min(row, column) > 4 and max(row, column) < 93:
+                    seen = np.median(frame[row - 1 : row + 2, column - 1 : column + 2], axis=(0, 1))
+                    expected = thing.new_rgb if thing.has_changed(time) else thing.rgb
+                    assert np.abs(seen - expected).max() < 50
+    assert events == {*WAYS, "stays", "appears", "vanishes", "changes"}

@@ -48,8 +48,7 @@ class Pool:
         num_frames = NUM_FRAMES if medium == "video" else 1
         pixels_path, owners_path = folder / f"{medium}-pixels.npy", folder / f"{medium}-owners.npy"
         shape = (count, num_frames, size, size, 3)
-        if not owners_path.exists() or np.load(pixels_path, mmap_mode="r").shape != shape:
-            folder.mkdir(parents=True, exist_ok=True)
+        if not owners_path.exists():
             pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, shape)
             owners = np.full((count, num_frames, grid, grid), NOBODY, np.int8)
             draw = partial(draw_sample, medium=medium, size=size, grid=grid)
@@ -118,7 +117,7 @@ def mirrored(sample: Sample) -> Sample:
 
 
 def reversed_in_time(sample: Sample) -> Sample:
-    """Exchange first and last."""
+    """Exchange first and last; of two events neither may then be that an object appears, unlike in the world."""
     things = tuple(_reversed_thing(thing) for thing in sample.scene.things)
     scene = dataclasses.replace(sample.scene, things=things)
     return Sample(scene, sample.pixels[::-1], sample.owners[::-1], 1 - sample.times[::-1])

@@ -4,8 +4,8 @@
 
 Three stages: the image tower learns to see single pictures; the video tower
 starts from it and learns what moves and happens; then everything together
-learns to answer. WORK keeps the drawn pictures and the state of training, from
-which a run that was interrupted goes on.
+learns to answer. WORK keeps the pictures, once all are drawn, and the state of
+training, from which a run that was interrupted goes on.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
+from code_hash import mark_folder
 from conversation import attention_bias, encode_prefix, pack, sentences
 from dataset import Pool, Sample, scene_of
 from model import VideoLlava
@@ -57,8 +58,9 @@ class Trainer:
     """Model, data and state of training."""
 
     def __init__(self, work: Path, workers: int, device: torch.device) -> None:
+        mark_folder(work)
         torch.manual_seed(0)
-        self.work, self.device = work, device
+        self.state_path, self.device = work / "state.pt", device
         self.rng = np.random.default_rng(0)
         self.model = VideoLlava(CONFIG, IMAGE_TOWER, VIDEO_TOWER).to(device)
         self.heads = nn.ModuleDict({medium: Heads(IMAGE_TOWER["hidden_size"]) for medium in ("image", "video")})
@@ -75,8 +77,7 @@ class Trainer:
         self.finished: list[str] = []
 
     def run(self) -> None:
-        state_path = self.work / "state.pt"
-        state = torch.load(state_path, map_location=self.device) if state_path.exists() else None
+        state = torch.load(self.state_path, map_location=self.device) if self.state_path.exists() else None
         if state:
             self.model.load_state_dict(state["model"])
             self.heads.load_state_dict(state["heads"])
@@ -84,7 +85,7 @@ class Trainer:
             self.rng.bit_generator.state = state["rng"]
         for name in STAGES:
             if name not in self.finished:
-                self._run_stage(name, state_path, state)
+                self._run_stage(name, state)
                 state = None
 
     def write_checkpoint(self, folder: Path) -> None:
@@ -92,7 +93,7 @@ class Trainer:
         tensors = {name: tensor.to("cpu", torch.float16) for name, tensor in self.model.state_dict().items()}
         write_files(folder, CONFIG, IMAGE_TOWER, VIDEO_TOWER, tensors, self.tokenizer_model)
 
-    def _run_stage(self, name: str, state_path: Path, state: dict | None) -> None:
+    def _run_stage(self, name: str, state: dict | None) -> None:
         steps, batch, *_ = stage = STAGES[name]
         optimizer = torch.optim.AdamW(_groups(self.model, self.heads, stage), betas=(0.9, 0.98))
         first = state["step"] if state else 0
@@ -116,12 +117,12 @@ class Trainer:
                 mean[key] = 0.98 * mean.get(key, loss.item()) + 0.02 * loss.item()
             bar.set_postfix({key: f"{value:.3f}" for key, value in mean.items()}, refresh=False)
             if time.monotonic() - saved > SAVE_SECONDS:
-                self._save(state_path, step + 1, optimizer)
+                self._save(step + 1, optimizer)
                 saved = time.monotonic()
         self.finished.append(name)
-        self._save(state_path, 0, optimizer)
+        self._save(0, optimizer)
 
-    def _save(self, path: Path, step: int, optimizer: torch.optim.Optimizer) -> None:
+    def _save(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         state = {
             "model": self.model.state_dict(),
             "heads": self.heads.state_dict(),
@@ -130,8 +131,9 @@ class Trainer:
             "finished": self.finished,
             "step": step,
         }
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        new = self.state_path.with_suffix(".new")
+        torch.save(state, new)
+        new.replace(self.state_path)
 
     def _start_from_images(self) -> None:
         """Make the video tower the image tower, with an attention over time that does nothing yet."""
@@ -186,9 +188,8 @@ class Trainer:
         if len(scenes) == 1:
             about = questions_about(*scenes, self.rng)
         else:
-            # The comparison is the hardest, so it comes in several wordings.
-            comparisons = [questions_about_both(*scenes, self.rng)[0] for _ in range(2)]
-            about = [*questions_about_both(*scenes, self.rng), *comparisons]
+            # Asked twice, since to compare is the hardest.
+            about = [*questions_about_both(*scenes, self.rng), questions_about_both(*scenes, self.rng)[0]]
         order = sorted(self.rng.permutation(len(about)), key=lambda index: about[index].kind not in HARD)
         return [about[index] for index in order[:QUESTIONS_AT_ONCE]]
 
@@ -217,7 +218,8 @@ def _all_questions() -> Iterator[Question]:
         video, image = scene_of("video", seed), scene_of("image", seed)
         yield from questions_about(video, rng)
         yield from questions_about(image, rng)
-        yield from questions_about_both(video, image, rng)
+        if only_colour(video) and only_colour(image):
+            yield from questions_about_both(video, image, rng)
 
 
 def _groups(model: nn.Module, heads: nn.Module, stage: Stage) -> list[dict]:
@@ -245,6 +247,8 @@ def main() -> None:
     trainer = Trainer(args.work, args.workers, device)
     trainer.run()
     trainer.write_checkpoint(args.checkpoint)
+    # So that the next run trains anew.
+    trainer.state_path.unlink()
 
 
 if __name__ == "__main__":

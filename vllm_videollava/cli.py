@@ -23,7 +23,7 @@ def main() -> None:
     demo_parser.add_argument("--shape", choices=SHAPES, help="of the clip's only object")
     demo_parser.add_argument("--colour", choices=COLOURS, help="of the clip's only object")
     demo_parser.add_argument("--moves", choices=DIRECTIONS, help="where the clip's only object goes")
-    demo_parser.add_argument("--seed", type=int, help="draw the same clip again")
+    demo_parser.add_argument("--seed", type=int, help="draw the same clip again, with the same wishes")
     demo_parser.set_defaults(run=demo)
     # What follows `serve` is for vLLM's parser.
     args, rest = parser.parse_known_args(sys.argv[1:2] if sys.argv[1:2] == ["serve"] else None)
@@ -54,9 +54,11 @@ def demo(args: argparse.Namespace) -> str | None:
     """Run the demo; return what went wrong, if anything."""
     from vllm_videollava.tiny.demo import run_demo
 
+    if args.seed is not None and args.seed < 0:
+        return "--seed must not be negative."
     try:
         run_demo(args.shape, args.colour, args.moves, args.seed)
-    except (RuntimeError, ValueError) as error:
+    except RuntimeError as error:
         return str(error)
 
 

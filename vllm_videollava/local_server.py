@@ -1,6 +1,7 @@
 """A server in a process of its own, on a free port of this machine."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-_SECONDS_TO_START = 180
+_HOST = "127.0.0.1"
+_SECONDS_TO_START, _SECONDS_TO_STOP = 180, 60
 
 
 class LocalServer(NamedTuple):
@@ -41,27 +43,37 @@ def local_server(model: str | Path, log: Path, *flags: str, **environment: str) 
 
     Raises:
         RuntimeError: the server did not start; the sentence ends with its log.
+        subprocess.TimeoutExpired: it did not stop within a minute, and was killed.
     """
     port = _free_port()
-    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(model), "--port", str(port), *flags]
+    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", str(model), "--host", _HOST, "--port", str(port)]
     start = time.monotonic()
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        process = subprocess.Popen(
+            [*command, *flags],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,
+        )
     try:
         if not _wait_until_healthy(port, process):
             raise RuntimeError(f"The server did not start:\n{log.read_text()[-5000:]}")
-        yield LocalServer(f"http://127.0.0.1:{port}", process, log, time.monotonic() - start)
+        yield LocalServer(f"http://{_HOST}:{port}", process, log, time.monotonic() - start)
     finally:
         process.terminate()
         try:
-            process.wait(60)
+            process.wait(_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # With all that is below it.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_HOST, 0))
         return probe.getsockname()[1]
 
 
@@ -69,7 +81,7 @@ def _wait_until_healthy(port: int, server: subprocess.Popen) -> bool:
     deadline = time.monotonic() + _SECONDS_TO_START
     while server.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            with urllib.request.urlopen(f"http://{_HOST}:{port}/health", timeout=5):
                 return True
         except OSError:
             time.sleep(0.5)

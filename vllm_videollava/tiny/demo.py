@@ -46,12 +46,15 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     folder = Path(tempfile.mkdtemp(prefix="video-llava-demo-"))
     clip = write_clip(scene, folder / "clip.mp4")
     show_frames(scene, folder / "frames.png")
-    print(f"Clip      {clip}: {scene.num_frames} frames, {scene.width} x {scene.height}, --seed {seed}")
+    print(f"Clip      {clip}: {scene.num_frames} frames, {scene.width} x {scene.height}")
+    wishes = {"shape": shape, "colour": colour, "moves": moves, "seed": seed}
+    flags = [f"--{name} {wish}" for name, wish in wishes.items() if wish is not None]
+    print(f"Again     vllm-videollava demo {' '.join(flags)}")
     print("Model     the tiny checkpoint of this package, a demonstration that knows only such clips", flush=True)
     # Compiling would take longer than the answers; a GiB of cache is plenty on a CPU.
     cache = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
     with local_server(MODEL, folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE=cache) as server:
-        print(f"Server    ready after {server.seconds:.0f} s", flush=True)
+        print(f"Server    ready after {server.seconds:.0f} s, log in {server.log}", flush=True)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
         right = [ask(client, clip, question) for question in choose_questions(scene, rng)]
     print(f"\n{sum(right)} of {len(right)} answers are as expected.")

@@ -8,6 +8,7 @@ line for each question: its media, kind, text and right answer.
 
 import argparse
 import json
+import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -44,8 +45,9 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
     """Draw clips and images, and return every question about them.
 
     A clip with one object that keeps its colour is also asked about together
-    with such an image, every other time with one of the same colour. Clips are
-    H.264 in MP4; of the images every other one is JPEG, the rest PNG.
+    with such an image, every other time with one of the same colour, either of
+    them first. Clips are H.264 in MP4; of the images every other one is JPEG,
+    the rest PNG. Several processes draw, so a script needs its main guard.
     """
     folder.mkdir(parents=True, exist_ok=True)
     videos = [
@@ -59,7 +61,8 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
         )
         for index in range(num_images)
     ]
-    with ProcessPoolExecutor() as executor:
+    # Not forked: whoever calls this may have threads.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
         list(executor.map(_write, [*videos, *images], chunksize=4))
 
     rng = np.random.default_rng([seed, _WORDING, 0, _MARK])
@@ -67,7 +70,7 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
         Example((path,), question) for scene, path in (*videos, *images) for question in questions_about(scene, rng)
     ]
     examples += [
-        Example((video_path, image_path), question)
+        Example((video_path, image_path)[:: rng.choice((1, -1))], question)
         for (video, video_path), (image, image_path) in _pairs(videos, images, rng)
         for question in questions_about_both(video, image, rng)
     ]
@@ -77,11 +80,13 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
 def _pairs(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -> Iterator[tuple[Drawn, Drawn]]:
     """Yield each clip that has one colour with an image that has one: the same every other time, else another."""
     coloured = [image for image in images if only_colour(image[0])]
-    for index, video in enumerate(video for video in videos if only_colour(video[0])):
-        colour, same = only_colour(video[0]), index % 2 == 0
+    same = True
+    for video in videos:
+        colour = only_colour(video[0])
         fitting = [image for image in coloured if (only_colour(image[0]) == colour) == same]
-        if fitting:
+        if colour and fitting:
             yield video, fitting[rng.integers(len(fitting))]
+            same = not same
 
 
 def _write(scene_and_path: Drawn) -> None:
@@ -96,6 +101,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if min(args.videos, args.images, args.seed) < 0:
+        parser.error("--videos, --images and --seed must not be negative.")
     examples = write_examples(args.folder, args.videos, args.images, args.seed)
     with (args.folder / QUESTIONS).open("w") as file:
         for media, question in examples:

@@ -100,8 +100,13 @@ def questions_about_both(video: Scene, image: Scene, rng: np.random.Generator) -
 
     Args:
         video, image: each with an `only_colour`.
+
+    Raises:
+        ValueError: one of them has none.
     """
     one, other = only_colour(video), only_colour(image)
+    if None in (one, other):
+        raise ValueError("Only a clip and an image with one object each, which keeps its colour, can be compared.")
     answer = f"Yes, both are {one}." if one == other else f"No, the video shows {one} and the image shows {other}."
     questions = [_word("same colour", rng, "", "", answer)]
     for scene in (video, image):

@@ -42,7 +42,7 @@ class Thing:
     Attributes:
         rgb: its colour at first.
         radius: of the circle, or half of what the other shapes are high and wide at most.
-        proportion: from 0 to 1, how much of that height and width another shape fills.
+        proportion: of another shape, from 0 for its narrowest to 1 for one that fills that height and width.
         start: its centre in the first frame, `(x, y)`.
         end: its centre in the last frame.
         event_time: when it appears, vanishes or changes.
@@ -119,9 +119,9 @@ def draw_clip_scene(
     colour: str | None = None,
     behaviour: str | None = None,
 ) -> Scene:
-    """Draw a clip's scene; in a third of those with two objects, both have an event, one of them that it appears.
+    """Draw a clip's scene, in which at most one object moves, and of two events one is that an object appears.
 
-    At most one object moves.
+    In a third of the scenes with two objects, and some others, both have an event.
 
     Args:
         num_things: 1 or 2; drawn if not given.

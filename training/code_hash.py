@@ -1,0 +1,28 @@
+"""A mark in the folder of a training run, by which work that other code began is refused."""
+
+import hashlib
+from pathlib import Path
+
+from vllm_videollava import frames, pixels, tiny
+
+MARK = "code.sha256"
+
+
+def mark_folder(folder: Path) -> None:
+    """Make a folder for this code to train in.
+
+    Raises:
+        SystemExit: other code has been there; its pictures, scenes and weights do not fit each other's.
+    """
+    folders = Path(__file__).parent, Path(tiny.__file__).parent
+    sources = [
+        Path(frames.__file__),
+        Path(pixels.__file__),
+        *(path for each in folders for path in sorted(each.glob("*.py"))),
+    ]
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / MARK
+    if mark.exists() and mark.read_text() != code:
+        raise SystemExit(f"{folder} was begun by other code; remove it, or name another folder.")
+    mark.write_text(code)
