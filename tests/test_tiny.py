@@ -21,7 +21,10 @@ from vllm_videollava.tiny.questions import Question
 from vllm_videollava.tiny.world import draw_clip_scene
 
 SIZE = 98
-BARS = {"shape": 0.97, "colour": 0.97, "count": 0.97, "direction": 0.95, "order": 0.95}
+BARS = {
+    **dict.fromkeys(("shape", "colour", "count"), 0.97),
+    **dict.fromkeys(("direction", "order", "motion", "contents", "description", "same colour"), 0.95),
+}
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 
 
