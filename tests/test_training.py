@@ -11,6 +11,7 @@ from asking import SYSTEM
 from conversation import attention_bias, pack
 from reference.model import PLACEHOLDER, OriginalVideoLlava
 from safetensors.torch import load_file
+from test_tiny_world import DIRECTIONS
 
 from vllm_videollava.tiny.questions import Question
 from vllm_videollava.tiny.world import COLOURS
@@ -106,9 +107,6 @@ def test_the_tokenizers_sentences_are_right_answers():
     }
 
 
-WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-
-
 @pytest.mark.parametrize("turn", [dataset.mirrored, dataset.reversed_in_time])
 def test_a_sample_turned_around_is_true(turn):
     """Where its scene says that objects are, there they are, in the colour and on the way that it says."""
@@ -121,11 +119,11 @@ def test_a_sample_turned_around_is_true(turn):
         for thing in turned.scene.things:
             events.add(thing.behaviour)
             if thing.moves:
-                assert np.dot(np.subtract(thing.end, thing.start), WAYS[thing.behaviour]) > 0.2
+                assert np.dot(np.subtract(thing.end, thing.start), DIRECTIONS[thing.behaviour]) > 0.2
             for time, frame in zip(turned.times, turned.pixels, strict=True):
                 column, row = np.rint((np.array(thing.centre(time)) + 0.5) * 98).astype(int)
                 if thing.is_visible(time) and min(row, column) > 4 and max(row, column) < 93:
                     seen = np.median(frame[row - 1 : row + 2, column - 1 : column + 2], axis=(0, 1))
                     expected = thing.new_rgb if thing.has_changed(time) else thing.rgb
                     assert np.abs(seen - expected).max() < 50
-    assert events == {*WAYS, "stays", "appears", "vanishes", "changes"}
+    assert events == {*DIRECTIONS, "stays", "appears", "vanishes", "changes"}

@@ -47,9 +47,8 @@ class Pool:
         self.medium = medium
         num_frames = NUM_FRAMES if medium == "video" else 1
         pixels_path, owners_path = folder / f"{medium}-pixels.npy", folder / f"{medium}-owners.npy"
-        shape = (count, num_frames, size, size, 3)
         if not owners_path.exists():
-            pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, shape)
+            pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, (count, num_frames, size, size, 3))
             owners = np.full((count, num_frames, grid, grid), NOBODY, np.int8)
             draw = partial(draw_sample, medium=medium, size=size, grid=grid)
             with ProcessPoolExecutor(workers) as executor:

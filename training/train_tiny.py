@@ -147,7 +147,7 @@ class Trainer:
         if name == "answers":
             return self._answers_losses(batch, step)
         medium = name.removesuffix("s")
-        return {medium: self._see(medium, [self.pools[medium].draw(self.rng) for _ in range(batch)])[1]}
+        return {medium: self._see(medium, self._draw((medium,), batch)[medium])[1]}
 
     def _answers_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
         """Ask about clips at half of the steps, about images at some, and about one of each at the others."""

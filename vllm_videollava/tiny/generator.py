@@ -79,12 +79,11 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
 
 def _pairs(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -> Iterator[tuple[Drawn, Drawn]]:
     """Yield each clip that has one colour with an image that has one: the same every other time, else another."""
-    coloured = [image for image in images if only_colour(image[0])]
+    coloured_videos, coloured_images = ([pair for pair in pairs if only_colour(pair[0])] for pairs in (videos, images))
     same = True
-    for video in videos:
-        colour = only_colour(video[0])
-        fitting = [image for image in coloured if (only_colour(image[0]) == colour) == same]
-        if colour and fitting:
+    for video in coloured_videos:
+        fitting = [image for image in coloured_images if (only_colour(image[0]) == only_colour(video[0])) == same]
+        if fitting:
             yield video, fitting[rng.integers(len(fitting))]
             same = not same
 
