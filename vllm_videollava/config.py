@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from vllm_videollava import ARCHITECTURE
+from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
 
 
@@ -67,6 +68,16 @@ class VideoLlavaConfig(PreTrainedConfig):
     @property
     def tokens_per_video(self) -> int:
         return self.num_frames * self.video_config.num_positions
+
+    @property
+    def tokens_per_item(self) -> dict[str, int]:
+        """By modality."""
+        return {"image": self.tokens_per_image, "video": self.tokens_per_video}
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        sizes = self.image_config.image_size, self.video_config.image_size
+        return PixelFormat(self.num_frames, *sizes, original=self.original_format)
 
 
 class LlavaConfigDispatch(LlavaConfig):

@@ -80,14 +80,18 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return VideoLlavaProcessor(self.get_hf_config())
 
     def get_data_parser(self) -> VideoLlavaDataParser:
-        return VideoLlavaDataParser(self.get_hf_config().num_frames, self.ctx.get_mm_config().media_io_kwargs)
+        config = self.get_hf_config()
+        return VideoLlavaDataParser(config.pixel_format, config.tokens_per_item, self._max_model_len)
+
+    @property
+    def _max_model_len(self) -> int:
+        return self.ctx.model_config.max_model_len
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {"image": None, "video": None}
+        return {modality: self._max_model_len // tokens for modality, tokens in self.get_hf_config().tokens_per_item.items()}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        config = self.get_hf_config()
-        return {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        return self.get_hf_config().tokens_per_item
 
 
 class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingInfo]):
