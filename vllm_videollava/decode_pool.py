@@ -98,6 +98,7 @@ class DecodePool:
         self._running = dict.fromkeys(Lane, 0)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._closed = False
 
     def submit(self, job: Job) -> Future[np.ndarray]:
         """Decode a medium as soon as a worker is free for it.
@@ -113,8 +114,9 @@ class DecodePool:
         return job.future
 
     def close(self) -> None:
-        """Drop what waits, and end the workers with what they do."""
+        """Drop what waits, and end the workers with what they do, for good."""
         with self._lock:
+            self._closed = True
             queued = [job for jobs in self._queued.values() for job in jobs]
             workers = [*self._idle, *self._busy]
             self._idle.clear()
@@ -166,8 +168,11 @@ class DecodePool:
         worker = self._idle_worker() or _Worker()
         with self._lock:
             self._busy.add(worker)
-            threads = self._threads() if job.threaded else 1
+            closed, threads = self._closed, self._threads() if job.threaded else 1
         try:
+            if closed:
+                worker.kill()
+                raise DecoderUnavailableError("Nothing is decoded any more: the server ends.")
             return worker.run(job, threads, self._settings)
         finally:
             with self._lock:
@@ -184,7 +189,7 @@ class DecodePool:
 
     def _threads(self) -> int:
         """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
-        return max(1, min(MAX_THREADS, self._num_cores // len(self._busy)))
+        return max(1, min(MAX_THREADS, self._num_cores // sum(self._running.values())))
 
 
 class _Worker:

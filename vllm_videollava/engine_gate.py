@@ -1,4 +1,4 @@
-"""The last check before a request leaves for the engine, which serves everybody and may not be given what it can die of."""
+"""The last check before a request leaves for the engine, which serves everybody and must not die of one request."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -151,9 +151,12 @@ def check_decoding(num_sharers: int = 1) -> None:
     if not sys.platform.startswith("linux"):
         raise RuntimeError(f"Images and videos are decoded on Linux only; this is {sys.platform}.")
     shared_pool(num_sharers)
-    pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
+    try:
+        pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
+    except MediaError as error:
+        raise RuntimeError(f"Decoding does not work in this installation: {error} {error.detail or ''}") from error
     if not (pixels == (255, 0, 0)).all():
-        raise RuntimeError("Images are not decoded as they should be: red was not red.")
+        raise RuntimeError("Decoding does not work in this installation: a red picture became another.")
 
 
 RED_PIXEL = b"P6 1 1 255\n\xff\x00\x00"
