@@ -1,13 +1,15 @@
 """vLLM's renderer for this model: llava_v1 by default, and no placeholder without its media reaches the engine."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import current_request_id
+from vllm_videollava.compat import current_prompt, current_request_id
 from vllm_videollava.errors import MediaError
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 
@@ -18,11 +20,16 @@ logger = init_logger(f"vllm.{__name__}")
 class VideoLlavaRenderer(HfRenderer):
     """Renders and tokenises requests; prompts with media are checked by the multimodal processor."""
 
+    def render_cmpl(self, *args, **kwargs):
+        with _name_prompt():
+            return super().render_cmpl(*args, **kwargs)
+
     def render_chat(self, conversations, *args, **kwargs):
-        try:
-            return super().render_chat(conversations, *args, **kwargs)
-        except MediaError as error:
-            raise _name_part(error, conversations) from error
+        with _name_prompt():
+            try:
+                return super().render_chat(conversations, *args, **kwargs)
+            except MediaError as error:
+                raise _name_part(error, conversations) from error
 
     async def render_chat_async(self, conversations, *args, **kwargs):
         try:
@@ -52,6 +59,27 @@ class VideoLlavaRenderer(HfRenderer):
             check_placeholders(prompt["prompt_token_ids"], self.get_tokenizer().placeholder_ids, {})
 
 
+@contextmanager
+def _name_prompt() -> Iterator[None]:
+    """Say which prompt an error is about, and which file, if it is one of several that are rendered offline."""
+    try:
+        yield
+    except ValueError as error:
+        number, count = current_prompt() or (1, 1)
+        if count > 1:
+            # In place, because vLLM's own errors have more to them than their sentence.
+            file = _file_name(getattr(error, "url", None))
+            sentence, *rest = error.args
+            error.args = (f"Prompt {number}{file and f' ({file!r})'}: {sentence}", *rest)
+        raise
+
+
+def _file_name(url: str | None) -> str:
+    if not url or url[:5].lower() == "data:":
+        return ""
+    return unquote(url.partition("?")[0].rpartition("/")[2])[-100:]
+
+
 def _with_default_template(params):
     # vLLM would take one from the checkpoint first, and those published with
     # transformers' format do not give this conversation.
@@ -66,7 +94,7 @@ def _name_part(error: MediaError, conversations: Sequence[Sequence[dict[str, Any
             for part_number, part in enumerate(content if isinstance(content, list) else (), 1):
                 if error.url in _urls(part):
                     sentence = f"Message {message_number}, part {part_number}: {error}"
-                    return MediaError(sentence, detail=error.detail)
+                    return MediaError(sentence, detail=error.detail, url=error.url)
     return error
 
 
