@@ -49,3 +49,20 @@ def api_process_count(vllm_config: "VllmConfig") -> int:
     when a public one has it.
     """
     return vllm_config.parallel_config._api_process_count
+
+
+def current_prompt() -> tuple[int, int] | None:
+    """Return which prompt `LLM.generate` or `LLM.chat` is rendering through the caller, from 1, and of how many.
+
+    vLLM (0.29 to 0.33) renders a batch one by one, and neither tells a
+    renderer which prompt it has, nor says in an error which one it was.
+    To go when it does. Until then it is read from the variables of the method
+    that goes through the batch, which lies below the caller on the stack.
+    None where nobody goes through a batch, as in a server.
+    """
+    frame = sys._getframe(1)
+    while frame and frame.f_code.co_name != "_render_and_add_requests":
+        frame = frame.f_back
+    if frame is None or not {"added_request_ids", "params"} <= frame.f_locals.keys():
+        return None
+    return len(frame.f_locals["added_request_ids"]) + 1, len(frame.f_locals["params"])

@@ -165,6 +165,9 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     config = TransformersConfig.from_dict(dict(values))
     if not isinstance(config.text_config, LlamaConfig):
         raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
+    # transformers 5 goes by the outer value, which its older versions did not write.
+    if "tie_word_embeddings" in values:
+        config.text_config.tie_word_embeddings = values["tie_word_embeddings"]
     tower = tower_config(config.vision_config.to_dict())
     _check_layer("vision_feature_layer", layer, tower)
     return {

@@ -88,7 +88,8 @@ def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[
             results.append(read(item))
         except ValueError as error:
             sentence = f"{kind} {number}: {error}" if len(items) > 1 else str(error)
-            raise MediaError(sentence, detail=getattr(error, "detail", None)) from error
+            detail, url = getattr(error, "detail", None), getattr(error, "url", None)
+            raise MediaError(sentence, detail=detail, url=url) from error
     return results
 
 

@@ -19,7 +19,7 @@ def name_part(error: MediaError, messages: Sequence[Any]) -> MediaError:
     for message_number, part_number, part in _parts(messages) if error.url else ():
         if error.url in _urls(part):
             sentence = f"Message {message_number}, part {part_number}: {error}"
-            return MediaError(sentence, detail=error.detail)
+            return MediaError(sentence, detail=error.detail, url=error.url)
     return error
 
 

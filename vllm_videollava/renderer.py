@@ -1,13 +1,15 @@
 """vLLM's renderer for this model: llava_v1 by default, and nothing reaches the engine unchecked."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import api_process_count, current_request_id
+from vllm_videollava.compat import api_process_count, current_prompt, current_request_id
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.errors import MediaError
 from vllm_videollava.lengths import check_length
@@ -33,11 +35,16 @@ class VideoLlavaRenderer(HfRenderer):
         self._hf_config = config.model_config.hf_config
         check_decoding(api_process_count(config))
 
+    def render_cmpl(self, *args, **kwargs):
+        with _name_prompt():
+            return super().render_cmpl(*args, **kwargs)
+
     def render_chat(self, conversations, *args, **kwargs):
-        try:
-            return super().render_chat(conversations, *args, **kwargs)
-        except MediaError as error:
-            raise _name_part(error, conversations) from error
+        with _name_prompt():
+            try:
+                return super().render_chat(conversations, *args, **kwargs)
+            except MediaError as error:
+                raise _name_part(error, conversations) from error
 
     async def render_chat_async(self, conversations, *args, **kwargs):
         try:
@@ -95,6 +102,27 @@ def _log(refusal: MediaError) -> None:
     request_id = current_request_id()
     request = f"Request {request_id}" if request_id else "A request"
     logger.warning("%s refused: %s%s", request, refusal, f" ({refusal.detail})" if refusal.detail else "")
+
+
+@contextmanager
+def _name_prompt() -> Iterator[None]:
+    """Say which prompt an error is about, and which file, if it is one of several that are rendered offline."""
+    try:
+        yield
+    except ValueError as error:
+        number, count = current_prompt() or (1, 1)
+        if count > 1 and error.args:
+            # In place, because vLLM's own errors have more to them than their sentence.
+            file = _file_name(getattr(error, "url", None))
+            sentence, *rest = error.args
+            error.args = (f"Prompt {number}{file and f' ({file!r})'}: {sentence}", *rest)
+        raise
+
+
+def _file_name(url: str | None) -> str:
+    if not url or url[:5].lower() == "data:":
+        return ""
+    return unquote(url.partition("?")[0].rpartition("/")[2])[-100:]
 
 
 def _with_default_template(params):
