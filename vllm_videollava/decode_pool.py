@@ -98,7 +98,7 @@ class DecodePool:
         self._running = dict.fromkeys(Lane, 0)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
-        self._closed = False
+        self._starting = self._closed = False
 
     def submit(self, job: Job) -> Future[np.ndarray]:
         """Decode a medium as soon as a worker is free for it.
@@ -171,14 +171,11 @@ class DecodePool:
             closed, threads = self._closed, self._threads() if job.threaded else 1
         try:
             if closed:
-                worker.kill()
                 raise DecoderUnavailableError("Nothing is decoded any more: the server ends.")
+            self._start_spare()
             return worker.run(job, threads, self._settings)
         finally:
-            with self._lock:
-                self._busy.remove(worker)
-                if worker.is_alive():
-                    self._idle.append(worker)
+            self._put_back(worker)
 
     def _idle_worker(self) -> "_Worker | None":
         with self._lock:
@@ -186,6 +183,29 @@ class DecodePool:
                 if (worker := self._idle.pop()).is_alive():
                     return worker
         return None
+
+    def _put_back(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            keeps = worker.is_alive() and not self._closed
+            if keeps:
+                self._idle.append(worker)
+        if not keeps:
+            worker.kill()
+
+    def _start_spare(self) -> None:
+        """Start a worker for the next job, which need not wait for that then, unless there is one already."""
+        with self._lock:
+            if self._idle or self._starting or len(self._busy) >= self._most_running[-1]:
+                return
+            self._starting = True
+        threading.Thread(target=self._add_spare, daemon=True, name="start decoder").start()
+
+    def _add_spare(self) -> None:
+        # If it fails, the next job that needs it says so.
+        with suppress(DecoderUnavailableError):
+            self._put_back(_Worker())
+        self._starting = False
 
     def _threads(self) -> int:
         """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
