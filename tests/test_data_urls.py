@@ -101,7 +101,6 @@ WRITERS = {
     "Python": lambda data: base64.b64encode(data).decode(),
     "encodebytes": lambda data: base64.encodebytes(data).decode(),
     "base64 -w76": of_command("base64", "-w76"),
-    "openssl": of_command("openssl", "base64"),
     "mail": as_mail,
     "MIME": lambda data: in_lines(data, 76, "\r\n"),
     "PEM": lambda data: in_lines(data, 64, "\n"),
