@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -33,6 +34,7 @@ SECONDS_TO_START = 60
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
 MAX_SENTENCE = 500
+ENDING = "Nothing is decoded any more, because the server is shutting down."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 """What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
 
@@ -98,6 +100,7 @@ class DecodePool:
         self._running = dict.fromkeys(Lane, 0)
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._users: WeakSet[object] = WeakSet()
         self._starting = self._closed = False
 
     def submit(self, job: Job) -> Future[np.ndarray]:
@@ -113,16 +116,37 @@ class DecodePool:
             threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
         return job.future
 
+    def add_user(self, user: object) -> None:
+        with self._lock:
+            self._users.add(user)
+
+    def remove_user(self, user: object) -> None:
+        """Drop what waits and what is done, if nobody is left who could want it."""
+        with self._lock:
+            self._users.discard(user)
+            if self._users:
+                return
+        self._drop_all()
+
     def close(self) -> None:
-        """Drop what waits, and end the workers with what they do, for good."""
+        """Drop everything, and end the workers for good."""
         with self._lock:
             self._closed = True
+            idle, self._idle = self._idle, []
+        self._drop_all()
+        for worker in idle:
+            worker.kill()
+
+    def _drop_all(self) -> None:
+        with self._lock:
             queued = [job for jobs in self._queued.values() for job in jobs]
-            workers = [*self._idle, *self._busy]
-            self._idle.clear()
+            for jobs in self._queued.values():
+                jobs.clear()
+            busy = list(self._busy)
         for job in queued:
-            job.future.cancel()
-        for worker in workers:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(DecoderUnavailableError(ENDING))
+        for worker in busy:
             worker.kill()
 
     def _forget(self, job: Job) -> None:
@@ -171,7 +195,7 @@ class DecodePool:
             closed, threads = self._closed, self._threads() if job.threaded else 1
         try:
             if closed:
-                raise DecoderUnavailableError("Nothing is decoded any more: the server ends.")
+                raise DecoderUnavailableError(ENDING)
             self._start_spare()
             return worker.run(job, threads, self._settings)
         finally:

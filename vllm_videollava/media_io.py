@@ -139,18 +139,14 @@ class MediaDecoder:
         return shared_pool().submit(job)
 
 
-def check_decoding(num_sharers: int = 1) -> None:
+def check_decoding() -> None:
     """Decode a small picture, so that an installation that cannot do it fails now and not at the first request.
-
-    Args:
-        num_sharers: see `shared_pool`.
 
     Raises:
         RuntimeError: decoding does not work here.
     """
     if not sys.platform.startswith("linux"):
         raise RuntimeError(f"Images and videos are decoded on Linux only; this is {sys.platform}.")
-    shared_pool(num_sharers)
     try:
         pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
     except MediaError as error:

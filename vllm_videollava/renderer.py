@@ -10,14 +10,16 @@ from vllm.logger import init_logger
 from vllm.renderers.hf import HfRenderer
 
 from vllm_videollava.compat import api_process_count, current_prompt, current_request_id
+from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.errors import MediaError
 from vllm_videollava.lengths import check_length
 from vllm_videollava.media_connector import media_become
 from vllm_videollava.media_io import check_decoding
-from vllm_videollava.message_parts import count_media, name_part
+from vllm_videollava.message_parts import Refusal, count_media, name_part
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.temporary_errors import TemporaryError
 
 # Below vLLM's own logger, whose handlers and level hold for it.
 logger = init_logger(f"vllm.{__name__}")
@@ -33,7 +35,12 @@ class VideoLlavaRenderer(HfRenderer):
     def __init__(self, config, tokenizer) -> None:
         super().__init__(config, tokenizer)
         self._hf_config = config.model_config.hf_config
-        check_decoding(api_process_count(config))
+        shared_pool(api_process_count(config)).add_user(self)
+        check_decoding()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        shared_pool().remove_user(self)
 
     def render_cmpl(self, *args, **kwargs):
         with _name_prompt():
@@ -43,13 +50,13 @@ class VideoLlavaRenderer(HfRenderer):
         with _name_prompt():
             try:
                 return super().render_chat(conversations, *args, **kwargs)
-            except MediaError as error:
+            except (MediaError, TemporaryError) as error:
                 raise _name_part(error, conversations) from error
 
     async def render_chat_async(self, conversations, *args, **kwargs):
         try:
             return await super().render_chat_async(conversations, *args, **kwargs)
-        except MediaError as error:
+        except (MediaError, TemporaryError) as error:
             refusal = _name_part(error, conversations)
             _log(refusal)
             raise refusal from error
@@ -91,14 +98,14 @@ class VideoLlavaRenderer(HfRenderer):
         return engine_input
 
 
-def _name_part(error: MediaError, conversations: Sequence[Sequence[Any]]) -> MediaError:
+def _name_part(error: Refusal, conversations: Sequence[Sequence[Any]]) -> Refusal:
     for messages in conversations:
         if (named := name_part(error, messages)) is not error:
             return named
     return error
 
 
-def _log(refusal: MediaError) -> None:
+def _log(refusal: Refusal) -> None:
     request_id = current_request_id()
     request = f"Request {request_id}" if request_id else "A request"
     logger.warning("%s refused: %s%s", request, refusal, f" ({refusal.detail})" if refusal.detail else "")
@@ -109,7 +116,7 @@ def _name_prompt() -> Iterator[None]:
     """Say which prompt an error is about, and which file, if it is one of several that are rendered offline."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TemporaryError) as error:
         number, count = current_prompt() or (1, 1)
         if count > 1 and error.args:
             # In place, because vLLM's own errors have more to them than their sentence.
