@@ -97,7 +97,8 @@ class DecodePool:
         self._most_running = [num_workers, num_workers + express, num_workers + 2 * express]
         self._lock = threading.Lock()
         self._queued: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
-        self._running = dict.fromkeys(Lane, 0)
+        self._running: set[Job] = set()
+        self._dropped: set[Job] = set()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._users: WeakSet[object] = WeakSet()
@@ -142,6 +143,7 @@ class DecodePool:
             queued = [job for jobs in self._queued.values() for job in jobs]
             for jobs in self._queued.values():
                 jobs.clear()
+            self._dropped |= self._running
             busy = list(self._busy)
         for job in queued:
             if job.future.set_running_or_notify_cancel():
@@ -160,23 +162,22 @@ class DecodePool:
                 job = next((self._queued[lane].popleft() for lane in reversed(Lane) if self._may_run(lane)), None)
                 if job is None:
                     return None
-                self._running[job.lane] += 1
+                self._running.add(job)
             if job.future.set_running_or_notify_cancel():
                 return job
             self._release(job)
 
     def _may_run(self, lane: Lane) -> bool:
-        running = 0
-        for other in Lane:
-            running += self._running[other]
-            # A job counts among those of its own lane and of all that are faster.
-            if other >= lane and running >= self._most_running[other]:
-                return False
-        return bool(self._queued[lane])
+        # A job counts among those of its own lane and of all that are faster.
+        most = zip(Lane, self._most_running, strict=True)
+        return bool(self._queued[lane]) and all(
+            sum(job.lane <= other for job in self._running) < limit for other, limit in most if other >= lane
+        )
 
     def _release(self, job: Job) -> None:
         with self._lock:
-            self._running[job.lane] -= 1
+            self._running.discard(job)
+            self._dropped.discard(job)
 
     def _work(self, job: Job | None) -> None:
         """Decode a job, and then others as long as any may run."""
@@ -192,9 +193,9 @@ class DecodePool:
         worker = self._idle_worker() or _Worker()
         with self._lock:
             self._busy.add(worker)
-            closed, threads = self._closed, self._threads() if job.threaded else 1
+            dropped, threads = job in self._dropped, self._threads() if job.threaded else 1
         try:
-            if closed:
+            if dropped:
                 raise DecoderUnavailableError(ENDING)
             self._start_spare()
             return worker.run(job, threads, self._settings)
@@ -233,7 +234,7 @@ class DecodePool:
 
     def _threads(self) -> int:
         """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
-        return max(1, min(MAX_THREADS, self._num_cores // sum(self._running.values())))
+        return max(1, min(MAX_THREADS, self._num_cores // len(self._running)))
 
 
 class _Worker:
