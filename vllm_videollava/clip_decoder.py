@@ -16,6 +16,7 @@ import av
 import numpy as np
 from PIL import Image, ImageSequence
 
+from vllm_videollava import bitstream
 from vllm_videollava.envs import Settings, variable
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_indices
@@ -27,7 +28,6 @@ FORMATS = (
 )
 # Where each packet is one picture with its time, and key frames can be trusted.
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
-INDEXED_CODECS = {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg"}
 # Where FFmpeg can tell that no other picture refers to a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
 
@@ -115,13 +115,16 @@ def _passing_damage(otherwise: Exception | None = None) -> Iterator[None]:
 
 
 def _can_index(container, stream, packets: list[av.Packet]) -> bool:
-    if stream.codec_context.name not in INDEXED_CODECS or INDEXED_FORMATS.isdisjoint(container.format.name.split(",")):
+    context = stream.codec_context
+    if context.name not in bitstream.CODECS or INDEXED_FORMATS.isdisjoint(container.format.name.split(",")):
         return False
     shown = [packet.pts for packet in packets if not packet.is_discard]
     if not shown or None in shown or len(set(shown)) < len(shown) or not packets[0].is_keyframe:
         return False
     decoded = [packet.dts for packet in packets if packet.dts is not None]
-    return all(before < after for before, after in pairwise(decoded))
+    if not all(before < after for before, after in pairwise(decoded)):
+        return False
+    return bitstream.can_start_at_key_frames(context.name, context.extradata or b"", packets)
 
 
 def _decode_indexed(
