@@ -14,11 +14,13 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.stream import Disposition
 from PIL import Image, ImageSequence
 
 from vllm_videollava import bitstream
 from vllm_videollava.envs import Settings, variable
 from vllm_videollava.errors import MediaError, check_sides
+from vllm_videollava.file_kinds import HEAD_BYTES, explain
 from vllm_videollava.frames import sample_indices
 
 # FFmpeg also has formats that open other files or addresses; these do not.
@@ -26,12 +28,18 @@ FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,obu,mjpeg,"
     "yuv4mpegpipe,mxf,nut,dv,rm,3gp,wtv,vob"
 )
+# Of MP4 files that hold one picture, perhaps in several tiles, of which FFmpeg would show one.
+PICTURE_BRANDS = {"avif", "heic", "heim", "heis", "heix", "mif1"}
 # Where each packet is one picture with its time, and key frames can be trusted.
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
 # Where FFmpeg can tell that no other picture refers to a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
 
 Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class _NoVideoError(Exception):
+    """The file was read, but there is no clip in it; says so in one sentence."""
 
 
 class _IndexError(Exception):
@@ -58,8 +66,21 @@ def decode_frames(
         return _decode(file, num_frames, transform, settings, threads)
     except MemoryError:
         raise
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"The video cannot be decoded: {error.strerror or error}.") from error
+    except (_NoVideoError, av.FFmpegError, OSError) as error:
+        raise MediaError(_explain(file) or _say(error)) from error
+
+
+def _explain(file: BinaryIO) -> str | None:
+    file.seek(0)
+    return explain("video", file.read(HEAD_BYTES))
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, _NoVideoError):
+        return str(error)
+    if isinstance(error, av.ArgumentError):
+        return "The video is in a format that is not supported."
+    return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
 
 
 def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
@@ -82,8 +103,12 @@ def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputCont
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     with av.open(file, options=options, metadata_errors="replace") as container:
         stream = container.streams.best("video")
-        if stream is None:
-            raise MediaError("The video file has no video in it.")
+        if stream is None or stream.disposition & Disposition.attached_pic:
+            raise _NoVideoError(
+                f"The video file has no video in it{', only audio' if container.streams.audio else ''}."
+            )
+        if container.metadata.get("major_brand") in PICTURE_BRANDS:
+            raise _NoVideoError("The video is a picture; send it as an image.")
         stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", threads
         yield container, stream
 
@@ -183,7 +208,7 @@ def _decode_whole(
         count += 1
         _check_count(count, settings)
     if not count:
-        raise MediaError("The video has no frame that can be decoded.")
+        raise _NoVideoError("The video has no frame that can be decoded.")
     if count != guess:
         return _decode_whole(file, threads, count, num_frames, transform, settings)
     return np.stack([results[index] for index in wanted])
@@ -226,6 +251,8 @@ def _is_webp(file: BinaryIO) -> bool:
 
 def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
     """Decode with Pillow: FFmpeg has no animated WebP."""
+    # Pillow's own limit warns, and then raises at twice the size.
+    Image.MAX_IMAGE_PIXELS = None
     with Image.open(file, formats=("WEBP",)) as image:
         _check_size(image, settings)
         count = image.n_frames
