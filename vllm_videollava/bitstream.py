@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from struct import Struct
 from typing import NamedTuple
 
@@ -291,9 +292,9 @@ def _split_by_lengths(data: memoryview, length_bytes: int) -> Iterator[memoryvie
 
 def _split_at_start_codes(data: Bytes) -> Iterator[Bytes]:
     starts = [match.end() for match in _START_CODE.finditer(data)]
-    for start, end in zip(starts, [*(start - 3 for start in starts[1:]), len(data)], strict=True):
-        if start < end:
-            yield data[start:end]
+    for start, next_start in pairwise([*starts, len(data) + 3]):
+        if start < next_start - 3:
+            yield data[start : next_start - 3]
 
 
 def _strip(unit: Bytes) -> bytes:

@@ -169,8 +169,6 @@ def _decode_indexed(
         last = max(position[time] for time in times_in_group)
         for time, frame in _decode_group(context, packets[key : last + 1], times_in_group):
             results[time] = transform(_upright_rgb(frame, settings))
-    if len(results) < len(set(wanted)):
-        raise _IndexError
     return np.stack([results[time] for time in wanted])
 
 
@@ -182,6 +180,8 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
     """
     context.flush_buffers()
     skips = context.name in SKIPPABLE_CODECS
+    missing = wanted if skips else {packet.pts for packet in packets if not packet.is_discard}
+    missing = {time for time in missing if time >= packets[0].pts or time in wanted}
     for packet in [*packets, None]:
         if packet is not None and skips:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
@@ -191,8 +191,11 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
             # What fills its gaps also depends on pictures that were left out here.
             if frame.is_corrupt:
                 raise _IndexError
+            missing.discard(frame.pts)
             if frame.pts in wanted:
                 yield frame.pts, frame
+    if missing:
+        raise _IndexError
 
 
 def _decode_whole(
