@@ -89,12 +89,36 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
         _check_size(stream.codec_context, settings)
-        if _can_index(container, stream, packets):
+        if settings.decoder == "decord":
+            mirror = _mirror(stream.codec_context, packets)
+        elif _can_index(container, stream, packets):
             try:
                 return _decode_indexed(stream.codec_context, packets, num_frames, transform, settings)
             except _IndexError:
                 pass
+    if settings.decoder == "decord":
+        return np.stack([transform(mirror(rgb)) for rgb in _read_with_decord(file, num_frames, threads)])
     return _decode_whole(file, threads, len(packets), num_frames, transform, settings)
+
+
+def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
+    from vllm_videollava.decord_decoder import read_frames
+
+    if sentence := _explain(file):
+        raise MediaError(sentence)
+    return read_frames(file, num_frames, threads)
+
+
+def _mirror(context, packets: list[av.Packet]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes a frame upright that decord has rotated only, though its container also mirrors it."""
+    for packet in [*packets, None]:
+        with _passing_damage():
+            for frame in context.decode(packet):
+                matrix = _display_matrix(frame)
+                if matrix is None or int(matrix[0]) * int(matrix[4]) >= int(matrix[1]) * int(matrix[3]):
+                    return lambda rgb: rgb
+                return lambda rgb: _turn(np.rot90(rgb, round(-frame.rotation / 90)), matrix)
+    return lambda rgb: rgb
 
 
 @contextmanager
@@ -229,8 +253,13 @@ def _every_frame(file: BinaryIO, threads: int, settings: Settings) -> Iterator[a
 def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
     _check_size(frame, settings)
     rgb = frame.to_ndarray(format="rgb24", threads=1)
+    matrix = _display_matrix(frame)
+    return rgb if matrix is None else _turn(rgb, matrix)
+
+
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    return rgb if matrix is None else _turn(rgb, np.frombuffer(matrix, np.int32))
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 
 def _turn(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
