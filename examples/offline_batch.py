@@ -44,7 +44,7 @@ def main() -> None:
 def find_clips(folder: Path) -> list[str]:
     """Return the clips in a folder and the folders below, as paths relative to it."""
     if not folder.is_dir():
-        sys.exit(f"{folder} is no folder.")
+        sys.exit(f"{folder} is not a folder.")
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
@@ -111,17 +111,18 @@ def hold_interrupts() -> Iterator[None]:
 def ask(
     llm: "LLM", paths: list[Path], question: str, params: "SamplingParams"
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Yield the answer about each clip; where one of them cannot be decoded, ask one by one."""
-    try:
-        outputs = llm.chat([message(path, question) for path in paths], params, use_tqdm=False)
-    except (ValueError, OSError) as error:
-        if len(paths) == 1:
-            yield paths[0], {"error": str(error)}
-            return
-        for path in paths:
-            yield from ask(llm, [path], question, params)
-        return
-    for path, output in zip(paths, outputs, strict=True):
+    """Yield what is wrong with each clip that cannot be decoded, then the answers about the others."""
+    asked = []
+    for path in paths:
+        # One by one, so that an error is about one clip; the engine answers them together all the same.
+        try:
+            llm.enqueue_chat(message(path, question), params, use_tqdm=False)
+        except (ValueError, OSError) as error:
+            yield path, {"error": str(error)}
+        else:
+            asked.append(path)
+    outputs = llm.wait_for_completion(use_tqdm=False)
+    for path, output in zip(asked, outputs, strict=True):
         yield path, {"answer": output.outputs[0].text.strip()}
 
 

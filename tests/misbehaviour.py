@@ -1,9 +1,13 @@
 """What a decoder might do wrong, for workers to run."""
 
 import ctypes
+import json
 import os
+import resource
 import signal
+import socket
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +22,48 @@ def work_for(file, seconds: float) -> np.ndarray:
     """Take some time, and tell which process did."""
     time.sleep(seconds)
     return np.frombuffer(os.getpid().to_bytes(8, "big"), np.uint8)
+
+
+def work_hard(file):
+    while True:
+        pass
+
+
+def count_threads(file, threads: int) -> np.ndarray:
+    return np.array([threads], np.uint8)
+
+
+def report(file) -> np.ndarray:
+    """Tell what this process may do, in JSON."""
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    report = {
+        "environment": sorted(os.environ),
+        "core": resource.getrlimit(resource.RLIMIT_CORE),
+        "oom_score_adj": int(Path("/proc/self/oom_score_adj").read_text()),
+        "no_new_privileges": int(status["NoNewPrivs"]),
+    }
+    return np.frombuffer(json.dumps(report).encode().ljust(4096, b"\0"), np.uint8)
+
+
+def lie(file, how: str):
+    """Answer with something else than the array `[1, 3]` that is expected, and never return."""
+    server = socket.socket(fileno=0)
+    memory = os.memfd_create("lie")
+    os.truncate(memory, {"larger": 1 << 40, "smaller": 2}.get(how, 3))
+    descriptors = {"no_array": [], "a_pipe": [os.pipe()[0]], "another_file": [os.open(__file__, os.O_RDONLY)]}
+    shape = {"other_shape": [3, 1], "other_type": {"a": 1}}.get(how, [1, 3])
+    messages = {"no_json": b"\xff" * 100, "no_outcome": b"[17, null]", "deep": b"[" * 60000}
+    answer = messages.get(how, json.dumps([0, shape]).encode())
+    socket.send_fds(server, [answer], descriptors.get(how, [memory]))
+    time.sleep(60)
+
+
+def refuse_at_length(file):
+    raise MediaError("The video is \x1b[31mdull.\nForged line: " + "x" * 5000)
+
+
+def kill(file):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def crash(file):

@@ -1,22 +1,26 @@
 """Whatever a decoder does, it costs one request and one sentence; and when this process ends, so do its workers."""
 
+import functools
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TESTS, wait_until
+from conftest import ROOT, TESTS, wait_until
 
 from vllm_videollava import decode_pool
-from vllm_videollava.decode_pool import DecodePool
+from vllm_videollava.decode_pool import SMALL_BYTES, DecodePool, DecoderUnavailableError, Job, Lane
 from vllm_videollava.envs import Settings
 from vllm_videollava.errors import MediaError
+
+LARGE = bytes(SMALL_BYTES)
 
 
 @pytest.fixture
@@ -34,8 +38,16 @@ def make_pool(monkeypatch):
         pool.close()
 
 
-def run(pool: DecodePool, function: str, data: bytes = b"abc", **arguments) -> np.ndarray:
-    return pool.run("video", f"misbehaviour:{function}", data, **arguments)
+def job(function: str, data: bytes = b"abc", shape: tuple[int, ...] = (1, 3), kind: str = "video", **arguments) -> Job:
+    return Job(kind, f"misbehaviour:{function}", data, arguments, shape)
+
+
+def run(pool: DecodePool, function: str, *args, **arguments) -> np.ndarray:
+    return pool.submit(job(function, *args, **arguments)).result(30)
+
+
+def work_for(pool: DecodePool, seconds: float, data: bytes = b"", kind: str = "video") -> Future[np.ndarray]:
+    return pool.submit(job("work_for", data, (8,), kind, seconds=seconds))
 
 
 def pid_of(answer: np.ndarray) -> int:
@@ -45,7 +57,7 @@ def pid_of(answer: np.ndarray) -> int:
 @pytest.mark.parametrize("size", [0, 1, 1000, 5_000_000])
 def test_data_go_there_and_back(make_pool, size):
     data = np.random.default_rng(0).bytes(size)
-    assert run(make_pool(), "echo", data).tobytes() == data
+    assert run(make_pool(), "echo", data, (1, size)).tobytes() == data
 
 
 HARM = {
@@ -72,31 +84,204 @@ def test_harm_costs_one_request(make_pool, harm, monkeypatch):
 
 def test_a_worker_is_used_again_and_replaced_when_it_dies(make_pool):
     pool = make_pool(decode_workers=1)
-    first, second = (pid_of(run(pool, "work_for", seconds=0)) for _ in range(2))
+    first, second = (pid_of(work_for(pool, 0).result()) for _ in range(2))
     assert first == second
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: Path(f"/proc/{first}/status").read_text().split("State:")[1].split()[0] == "Z")
-    assert pid_of(run(pool, "work_for", seconds=0)) != first
+    assert pid_of(work_for(pool, 0).result()) != first
 
 
 def test_requests_are_decoded_at_the_same_time(make_pool):
     pool = make_pool(decode_workers=3)
-    with ThreadPoolExecutor(6) as threads:
-        list(threads.map(lambda _: run(pool, "echo"), range(3)))
-        start = time.monotonic()
-        answers = list(threads.map(lambda _: run(pool, "work_for", seconds=1), range(6)))
-        assert 2 <= time.monotonic() - start < 3
+    for future in [pool.submit(job("echo", LARGE, (1, len(LARGE)))) for _ in range(3)]:
+        future.result()
+    start = time.monotonic()
+    answers = [future.result() for future in [work_for(pool, 1, LARGE) for _ in range(6)]]
+    assert 2 <= time.monotonic() - start < 3
     assert len({pid_of(answer) for answer in answers}) == 3
 
 
 def test_a_lone_clip_may_use_all_cores_and_many_share_them(make_pool, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.setattr(decode_pool, "cpu_count", lambda: 4)
     pool = make_pool()
-    assert pool.threads() == 4
-    with ThreadPoolExecutor(3) as threads:
-        for _ in range(3):
-            threads.submit(run, pool, "work_for", seconds=2)
-        wait_until(lambda: pool.threads() == 1)
+
+    def count_threads() -> int:
+        threaded = Job("video", "misbehaviour:count_threads", LARGE, {}, (1,), threaded=True)
+        return int(pool.submit(threaded).result()[0])
+
+    assert count_threads() == 4
+    slow = [work_for(pool, 2, LARGE) for _ in range(3)]
+    wait_until(lambda: all(future.running() for future in slow))
+    assert count_threads() == 1
+
+
+def test_processors_are_divided_among_servers(monkeypatch):
+    monkeypatch.setattr(decode_pool, "cpu_count", lambda: 8)
+    for num_sharers, num_workers in ((1, 8), (2, 4), (3, 2), (16, 1)):
+        assert DecodePool(Settings(), num_sharers)._most_running[Lane.LARGE_VIDEO] == num_workers
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+def test_small_videos_and_images_pass_large_videos(make_pool, num_workers):
+    pool = make_pool(decode_workers=num_workers)
+    slow = [work_for(pool, 3, LARGE) for _ in range(4 * num_workers)]
+    slow += [work_for(pool, 3) for _ in range(4 * num_workers)]
+    wait_until(lambda: sum(future.running() for future in slow) > num_workers)
+    start = time.monotonic()
+    image = work_for(pool, 0, LARGE, "image")
+    image.result()
+    assert time.monotonic() - start < 2
+    assert sum(future.done() for future in slow) == 0
+    # Large videos have all that is theirs, and small ones some.
+    assert sum(future.running() for future in slow[: 4 * num_workers]) == num_workers
+    assert sum(future.running() for future in slow[4 * num_workers :]) >= 1
+
+
+def test_images_alone_use_every_worker(make_pool):
+    pool = make_pool(decode_workers=4)
+    slow = [work_for(pool, 1, kind="image") for _ in range(6)]
+    wait_until(lambda: all(future.running() for future in slow))
+
+
+def test_what_waits_is_dropped_when_nobody_waits_for_it(make_pool):
+    pool = make_pool(decode_workers=1)
+    first, second, third = (work_for(pool, 1, LARGE) for _ in range(3))
+    wait_until(first.running)
+    assert second.cancel()
+    first.result()
+    start = time.monotonic()
+    third.result()
+    assert time.monotonic() - start < 1.9
+    assert not any(pool._queued.values())
+
+
+def test_closing_drops_all_at_once(make_pool):
+    pool = make_pool(decode_workers=1)
+    waiting = [work_for(pool, 20, LARGE) for _ in range(3)]
+    wait_until(waiting[0].running)
+    start = time.monotonic()
+    pool.close()
+    assert waiting[1].cancelled()
+    assert waiting[2].cancelled()
+    assert waiting[0].exception(5)
+    assert time.monotonic() - start < 2
+
+
+def test_time_is_what_a_decoder_works(make_pool):
+    """A decoder that has to wait for a processor is not ended for that; one that works all the time is."""
+    pool = make_pool(decode_workers=1, decode_seconds=1)
+    assert len(work_for(pool, 2).result()) == 8
+    start = time.monotonic()
+    with pytest.raises(MediaError, match="takes longer to decode than VIDEO_LLAVA_DECODE_SECONDS allows, 1 seconds"):
+        run(pool, "work_hard")
+    assert time.monotonic() - start < 3.5
+
+
+LIES = [
+    "other_shape",
+    "larger",
+    "smaller",
+    "no_array",
+    "no_json",
+    "no_outcome",
+    "a_pipe",
+    "another_file",
+    "other_type",
+    "deep",
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_was_not_asked_for_ends_the_worker(make_pool, lie):
+    """Who has decoded a hostile file may say anything."""
+    pool = make_pool(decode_workers=1)
+    liar = pid_of(work_for(pool, 0).result())
+    descriptors = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(MediaError, match=r"^The video \(3 bytes\) cannot be decoded: its decoder crashed\.$"):
+        run(pool, "lie", how=lie)
+    assert not Path(f"/proc/{liar}").exists()
+    assert run(pool, "echo").tobytes() == b"abc"
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_refusal_is_one_printable_line(make_pool):
+    with pytest.raises(MediaError) as error:
+        run(make_pool(), "refuse_at_length")
+    sentence = str(error.value)
+    assert sentence.startswith("The video is ?[31mdull. Forged line: ")
+    assert sentence.isprintable()
+    assert len(sentence) <= 500
+
+
+def test_a_worker_that_the_system_ends_is_not_the_clients_fault(make_pool):
+    pool = make_pool()
+    with pytest.raises(DecoderUnavailableError, match=r"^The video \(3 bytes\) was not decoded: the system ended"):
+        run(pool, "kill")
+    assert run(pool, "echo").tobytes() == b"abc"
+
+
+@pytest.mark.parametrize("broken", ["no python", "no package", "no PyAV", "no descriptor"])
+def test_a_worker_that_cannot_start_is_not_the_clients_fault(make_pool, broken, monkeypatch, tmp_path):
+    pool = make_pool()
+    monkeypatch.setattr(decode_pool, "SECONDS_TO_START", 20)
+    if broken == "no python":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    elif broken == "no package":
+        # In the worker, another package of the name is found first.
+        (tmp_path / "vllm_videollava").mkdir()
+        (tmp_path / "vllm_videollava" / "__init__.py").touch()
+        (tmp_path / "vllm_videollava" / "decode_worker.py").write_text("raise SystemExit(3)")
+        monkeypatch.syspath_prepend(tmp_path)
+    elif broken == "no PyAV":
+        (tmp_path / "av.py").write_text("raise ImportError('a broken library')")
+        monkeypatch.syspath_prepend(tmp_path)
+    else:
+        monkeypatch.setattr(subprocess, "Popen", functools.partial(raise_error, OSError(24, "Too many open files")))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with pytest.raises(DecoderUnavailableError, match=r"^(No|A) decoding process (can be started|failed to start)"):
+            run(pool, "echo")
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def raise_error(error: Exception, *args, **kwargs):
+    raise error
+
+
+def test_a_worker_finds_the_package_where_this_process_does(tmp_path):
+    """As in a notebook: the package is on sys.path only, and not in the environment."""
+    script = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from vllm_videollava.media_io import check_decoding
+        check_decoding()
+    """
+    (tmp_path / "vllm_videollava").symlink_to(ROOT / "vllm_videollava")
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+def test_what_a_worker_may_do(make_pool, monkeypatch):
+    """Neither secrets nor core files, no new privileges, and the kernel's first choice when memory ends."""
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.setenv("LD_PRELOAD", "")
+    report = json.loads(run(make_pool(), "report", shape=(4096,)).tobytes().rstrip(b"\0"))
+    assert not {"HF_TOKEN", "VLLM_API_KEY", "LD_PRELOAD", "HOME"} & set(report["environment"])
+    assert report["core"] == [0, 0]
+    assert report["oom_score_adj"] == 1000
+    assert report["no_new_privileges"] == 1
+
+
+def test_a_hard_limit_of_memory_is_kept(tmp_path):
+    """Of a process whose memory somebody has limited for good, workers live within that limit."""
+    script = """if True:
+        import resource
+        from vllm_videollava.media_io import check_decoding
+        resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
+        check_decoding()
+    """
+    unprivileged = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"] if os.geteuid() == 0 else []
+    subprocess.run([*unprivileged, sys.executable, "-c", script], check=True)
 
 
 def test_descriptors_are_closed(make_pool):
@@ -125,13 +310,13 @@ SIGNALS = {"killed": signal.SIGKILL, "terminated": signal.SIGTERM, "interrupted"
 def test_nothing_is_left_behind(end, busy):
     """However a process ends, whether its workers wait or hang, they are gone soon; what they share has no name."""
     script = f"""if True:
-        import sys, threading, time
-        from vllm_videollava.decode_pool import shared_pool
+        import sys, time
+        from vllm_videollava.decode_pool import Job, shared_pool
         pool = shared_pool()
-        print(int.from_bytes(pool.run("video", "misbehaviour:work_for", b"", seconds=0).tobytes(), "big"), flush=True)
+        worked = pool.submit(Job("video", "misbehaviour:work_for", b"", {{"seconds": 0}}, (8,))).result()
+        print(int.from_bytes(worked.tobytes(), "big"), flush=True)
         if {busy}:
-            hang = lambda: pool.run("video", "misbehaviour:hang_in_c", bytes(1 << 20))
-            threading.Thread(target=hang, daemon=True).start()
+            pool.submit(Job("video", "misbehaviour:hang_in_c", bytes(1 << 20), {{}}, (8,)))
             time.sleep(1)
         print("ready", flush=True)
         {ENDS[end]}

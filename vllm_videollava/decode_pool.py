@@ -1,161 +1,380 @@
-"""Decoding in other processes, so that no file can take this one down."""
+"""Decoding in other processes, so that no file can take this one down, and so that no slow file holds up the others."""
 
 import atexit
-import functools
 import json
+import math
 import os
 import pickle
-import queue
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-from vllm_videollava.decode_worker import ANSWERED, MESSAGE_BYTES, OUT_OF_MEMORY, REFUSED
+from vllm_videollava.cpu_count import cpu_count
+from vllm_videollava.decode_worker import IDLE_FACTOR, MESSAGE_BYTES, Outcome, Request
 from vllm_videollava.envs import Settings, read_settings, variable
 from vllm_videollava.errors import MediaError
 
 MAX_THREADS = 8
 """Of one decoder; more of them help little, and each takes memory."""
-CRASHED, TIMED_OUT = -1, -2
-"""What becomes of a request, beside a worker's own answers."""
+SMALL_BYTES = 1 << 20
+"""A video of fewer bytes passes larger ones by."""
+SECONDS_TO_START = 60
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
+MAX_SENTENCE = 500
+ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
+"""What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
+
+
+class DecoderUnavailableError(RuntimeError):
+    """Decoding does not work here at present, whatever the medium is."""
+
+
+class Lane(IntEnum):
+    """Jobs that wait for each other, the slowest first; a faster lane may use what the slower ones leave."""
+
+    LARGE_VIDEO = 0
+    SMALL_VIDEO = 1
+    IMAGE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One medium to decode.
+
+    Attributes:
+        kind: "image" or "video".
+        function: module:name, so that decoders are imported in workers only; called with `data` as an open file and
+            with `arguments`, and with `threads` if it is `threaded`.
+        shape: of the uint8 array that `function` returns.
+        future: of that array, or of a MediaError.
+    """
+
+    kind: str
+    function: str
+    data: bytes
+    arguments: dict[str, Any]
+    shape: tuple[int, ...]
+    threaded: bool = False
+    future: Future[np.ndarray] = field(default_factory=Future)
+
+    @property
+    def lane(self) -> Lane:
+        if self.kind == "image":
+            return Lane.IMAGE
+        return Lane.SMALL_VIDEO if len(self.data) < SMALL_BYTES else Lane.LARGE_VIDEO
 
 
 class DecodePool:
-    """Processes that decode, one medium at a time each; they are started when needed, and replaced when they end."""
+    """Processes that decode, one medium at a time each; they are started when needed, and replaced when they end.
 
-    def __init__(self, settings: Settings) -> None:
+    As many large videos are decoded at once as there are processors (or
+    `decode_workers`); a quarter as many small videos, and again as many
+    images, never wait for them.
+    """
+
+    def __init__(self, settings: Settings, num_sharers: int = 1) -> None:
+        """Args:
+        num_sharers: processes, this one among them, that have a pool each on this machine's processors.
+        """
         self._settings = settings
-        self._num_cores = len(os.sched_getaffinity(0))
-        self._num_workers = settings.decode_workers or self._num_cores
-        self._workers: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        for _ in range(self._num_workers):
-            self._workers.put(None)
+        self._num_cores = max(1, cpu_count() // num_sharers)
+        num_workers = settings.decode_workers or self._num_cores
+        express = math.ceil(num_workers / 4)
+        self._most_running = [num_workers, num_workers + express, num_workers + 2 * express]
+        self._lock = threading.Lock()
+        self._queued: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
+        self._running = dict.fromkeys(Lane, 0)
+        self._idle: list[_Worker] = []
+        self._busy: set[_Worker] = set()
+        self._starting = self._closed = False
 
-    def run(self, kind: str, function: str, data: bytes, **arguments: Any) -> np.ndarray:
-        """Let `function` decode a medium in another process; wait for one if all are busy.
-
-        Args:
-            kind: "image" or "video", for messages.
-            function: module:name, so that decoders are imported there only;
-                called with `data` as an open file, and with `arguments`.
+    def submit(self, job: Job) -> Future[np.ndarray]:
+        """Decode a medium as soon as a worker is free for it.
 
         Returns:
-            What `function` returned, uint8.
-
-        Raises:
-            MediaError: the medium cannot be decoded, or not within the settings.
+            The job's future. A job that still waits is dropped when it is cancelled.
         """
-        worker = self._workers.get()
-        try:
-            if worker is None or not worker.is_alive():
-                worker = _Worker()
-            return worker.run(kind, function, data, arguments, self._settings)
-        finally:
-            self._workers.put(worker)
-
-    def threads(self) -> int:
-        """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
-        num_busy = self._num_workers - self._workers.qsize()
-        return max(1, min(MAX_THREADS, self._num_cores // (num_busy + 1)))
+        with self._lock:
+            self._queued[job.lane].append(job)
+        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+        if (first := self._take()) is not None:
+            threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
+        return job.future
 
     def close(self) -> None:
-        while not self._workers.empty():
-            if worker := self._workers.get():
-                worker.kill()
+        """Drop what waits, and end the workers with what they do, for good."""
+        with self._lock:
+            self._closed = True
+            queued = [job for jobs in self._queued.values() for job in jobs]
+            workers = [*self._idle, *self._busy]
+            self._idle.clear()
+        for job in queued:
+            job.future.cancel()
+        for worker in workers:
+            worker.kill()
+
+    def _forget(self, job: Job) -> None:
+        with self._lock, suppress(ValueError):
+            self._queued[job.lane].remove(job)
+
+    def _take(self) -> Job | None:
+        """Take the next job that may run, from the fastest lane first."""
+        while True:
+            with self._lock:
+                job = next((self._queued[lane].popleft() for lane in reversed(Lane) if self._may_run(lane)), None)
+                if job is None:
+                    return None
+                self._running[job.lane] += 1
+            if job.future.set_running_or_notify_cancel():
+                return job
+            self._release(job)
+
+    def _may_run(self, lane: Lane) -> bool:
+        running = 0
+        for other in Lane:
+            running += self._running[other]
+            # A job counts among those of its own lane and of all that are faster.
+            if other >= lane and running >= self._most_running[other]:
+                return False
+        return bool(self._queued[lane])
+
+    def _release(self, job: Job) -> None:
+        with self._lock:
+            self._running[job.lane] -= 1
+
+    def _work(self, job: Job | None) -> None:
+        """Decode a job, and then others as long as any may run."""
+        while job is not None:
+            try:
+                job.future.set_result(self._decode(job))
+            except BaseException as error:
+                job.future.set_exception(error)
+            self._release(job)
+            job = self._take()
+
+    def _decode(self, job: Job) -> np.ndarray:
+        worker = self._idle_worker() or _Worker()
+        with self._lock:
+            self._busy.add(worker)
+            closed, threads = self._closed, self._threads() if job.threaded else 1
+        try:
+            if closed:
+                raise DecoderUnavailableError("Nothing is decoded any more: the server ends.")
+            self._start_spare()
+            return worker.run(job, threads, self._settings)
+        finally:
+            self._put_back(worker)
+
+    def _idle_worker(self) -> "_Worker | None":
+        with self._lock:
+            while self._idle:
+                if (worker := self._idle.pop()).is_alive():
+                    return worker
+        return None
+
+    def _put_back(self, worker: "_Worker") -> None:
+        with self._lock:
+            self._busy.discard(worker)
+            keeps = worker.is_alive() and not self._closed
+            if keeps:
+                self._idle.append(worker)
+        if not keeps:
+            worker.kill()
+
+    def _start_spare(self) -> None:
+        """Start a worker for the next job, which need not wait for that then, unless there is one already."""
+        with self._lock:
+            if self._idle or self._starting or len(self._busy) >= self._most_running[-1]:
+                return
+            self._starting = True
+        threading.Thread(target=self._add_spare, daemon=True, name="start decoder").start()
+
+    def _add_spare(self) -> None:
+        # If it fails, the next job that needs it says so.
+        with suppress(DecoderUnavailableError):
+            self._put_back(_Worker())
+        self._starting = False
+
+    def _threads(self) -> int:
+        """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
+        return max(1, min(MAX_THREADS, self._num_cores // sum(self._running.values())))
 
 
 class _Worker:
-    """One process; its socket closes when this one ends, however it ends, and then it ends too."""
+    """One process; its socket closes when this one ends, however it ends, and then it ends too.
+
+    Raises:
+        DecoderUnavailableError: it does not start.
+    """
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "vllm_videollava.decode_worker"]
-        # numpy would start a thread for each core.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        with theirs:
-            # In a session of its own, Ctrl-C does not reach it.
-            self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=environment)
+        try:
+            with theirs:
+                # In a session of its own, Ctrl-C does not reach it.
+                self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
+        except OSError as error:
+            self._socket.close()
+            raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+        self._socket.settimeout(SECONDS_TO_START)
+        if self._receive()[0] != Outcome.READY:
+            exit_code = self._end()
+            raise DecoderUnavailableError(
+                f"A decoding process failed to start (exit code {exit_code}); the log has its messages."
+            )
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        self._socket.close()
         self._process.kill()
         self._process.wait()
+        self._socket.close()
 
-    def run(self, kind: str, function: str, data: bytes, arguments: dict[str, Any], settings: Settings) -> np.ndarray:
-        status, result, descriptors = CRASHED, None, []
+    def run(self, job: Job, threads: int, settings: Settings) -> np.ndarray:
+        """Decode a medium; the worker lives on only if it answers as it should.
+
+        Raises:
+            MediaError: the medium cannot be decoded, or not within the settings.
+            DecoderUnavailableError: the system has ended the worker.
+        """
+        outcome, result, array, exit_code = Outcome.CRASHED, None, None, None
+        seconds = settings.decode_seconds * threads
         try:
-            self._send(function, data, arguments, settings)
-            self._socket.settimeout(settings.decode_seconds + SECONDS_OF_GRACE)
-            message, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
-            if message:
-                status, result = json.loads(message)
-        except TimeoutError:
-            status = TIMED_OUT
+            self._send(job, threads, seconds, settings)
+            self._socket.settimeout(IDLE_FACTOR * seconds + SECONDS_OF_GRACE)
+            outcome, result, descriptors = self._receive()
+            if outcome == Outcome.ANSWERED:
+                array = _read_array(descriptors, result, job.shape)
+            if outcome == Outcome.ANSWERED and array is None:
+                outcome = Outcome.CRASHED
+            _close(descriptors)
         except ConnectionError:
             pass
         finally:
-            # Also when Ctrl-C comes in between: what this worker is doing, nobody waits for.
-            if status in (CRASHED, TIMED_OUT, OUT_OF_MEMORY):
-                self.kill()
-        if status == ANSWERED:
-            return _read_array(descriptors[0], result)
-        if status == REFUSED:
-            raise MediaError(result)
-        raise self._error(f"The {kind} ({len(data)} bytes)", status, result, settings)
+            if outcome not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.FAILED):
+                exit_code = self._end()
+        if array is None:
+            raise _error(job, outcome, result, exit_code, settings)
+        return array
 
-    def _send(self, function: str, data: bytes, arguments: dict[str, Any], settings: Settings) -> None:
-        request = pickle.dumps((function, arguments, settings.decode_seconds, settings.decode_memory_mb << 20))
+    def _send(self, job: Job, threads: int, seconds: float, settings: Settings) -> None:
+        arguments = {**job.arguments, "threads": threads} if job.threaded else job.arguments
+        request = Request(job.function, arguments, seconds, settings.decode_memory_mb << 20)
         with open(os.memfd_create("medium"), "wb", buffering=0) as file:
             written = 0
-            while written < len(data):
-                written += file.write(memoryview(data)[written:])
+            while written < len(job.data):
+                written += file.write(memoryview(job.data)[written:])
             file.seek(0)
-            socket.send_fds(self._socket, [request], [file.fileno()])
+            socket.send_fds(self._socket, [pickle.dumps(tuple(request))], [file.fileno()])
 
-    def _error(self, medium: str, status: int, detail: str | None, settings: Settings) -> MediaError:
-        exit_code = self._process.returncode
-        if status == OUT_OF_MEMORY:
-            limit = f"{variable('decode_memory_mb')} allows, {settings.decode_memory_mb} MiB"
-            return MediaError(f"{medium} takes more memory to decode than {limit}.")
-        if status == TIMED_OUT or exit_code == -signal.SIGALRM:
-            limit = f"{variable('decode_seconds')} allows, {settings.decode_seconds} seconds"
-            return MediaError(f"{medium} takes longer to decode than {limit}.")
-        if status == CRASHED:
-            return MediaError(f"{medium} cannot be decoded: its decoder crashed.", detail=f"exit code {exit_code}")
-        return MediaError(f"{medium} cannot be decoded.", detail=detail)
+    def _receive(self) -> tuple[Outcome, Any, list[int]]:
+        """Receive an answer and its descriptors; what no worker says counts as a crash."""
+        try:
+            message, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
+        except TimeoutError:
+            return Outcome.TIMED_OUT, None, []
+        try:
+            outcome, result = json.loads(message)
+            return Outcome(outcome), result, descriptors
+        except (ValueError, TypeError, RecursionError):
+            _close(descriptors)
+            return Outcome.CRASHED, None, []
+
+    def _end(self) -> int | None:
+        """End the process; return its exit code if it ended by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(0.5)
+        exit_code = self._process.poll()
+        self.kill()
+        return exit_code
 
 
-def _read_array(descriptor: int, shape: list[int]) -> np.ndarray:
-    with open(descriptor, "rb") as file:
-        file.seek(0)
-        return np.fromfile(file, np.uint8).reshape(shape)
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith("PYTHON")}
+    # Where this process finds the package, the worker finds the same; numpy would start a thread for each core.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _read_array(descriptors: list[int], answered: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Read the array that was asked for, or return None if it is something else."""
+    size = math.prod(shape)
+    if answered != list(shape) or not descriptors:
+        return None
+    status = os.fstat(descriptors[0])
+    if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+        return None
+    try:
+        with open(descriptors[0], "rb", closefd=False) as file:
+            file.seek(0)
+            array = np.fromfile(file, np.uint8, size)
+    except OSError:
+        return None
+    return array.reshape(shape) if array.size == size else None
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, settings: Settings) -> Exception:
+    medium = f"The {job.kind} ({len(job.data)} bytes)"
+    if outcome == Outcome.REFUSED and isinstance(result, str):
+        return MediaError(_one_line(result))
+    if outcome == Outcome.OUT_OF_MEMORY:
+        limit = f"{variable('decode_memory_mb')} allows, {settings.decode_memory_mb} MiB"
+        return MediaError(f"{medium} takes more memory to decode than {limit}.")
+    if outcome == Outcome.TIMED_OUT or exit_code in (-signal.SIGALRM, -signal.SIGPROF):
+        limit = f"{variable('decode_seconds')} allows, {settings.decode_seconds} seconds"
+        return MediaError(f"{medium} takes longer to decode than {limit}.")
+    if exit_code == -signal.SIGKILL:
+        return DecoderUnavailableError(
+            f"{medium} was not decoded: the system ended its decoder, perhaps for want of memory. Try again later."
+        )
+    if outcome == Outcome.FAILED:
+        return MediaError(f"{medium} cannot be decoded.", detail=_one_line(str(result)))
+    return MediaError(f"{medium} cannot be decoded: its decoder crashed.", detail=f"exit code {exit_code}")
+
+
+def _one_line(text: str) -> str:
+    """Return what may go to a client and into a log, whoever wrote it."""
+    text = " ".join(text.split())[:MAX_SENTENCE]
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 _MAKING_POOL = threading.Lock()
 
 
-def shared_pool() -> DecodePool:
-    """Return this process's pool.
+def shared_pool(num_sharers: int = 1) -> DecodePool:
+    """Return this process's pool; the first call makes it.
+
+    Args:
+        num_sharers: processes, this one among them, that have a pool each on this machine's processors.
 
     Raises:
         ValueError: a setting in the environment is not valid.
     """
+    global _shared_pool
     with _MAKING_POOL:
-        return _make_pool()
+        if _shared_pool is None:
+            _shared_pool = DecodePool(read_settings(), num_sharers)
+            atexit.register(_shared_pool.close)
+        return _shared_pool
 
 
-@functools.cache
-def _make_pool() -> DecodePool:
-    pool = DecodePool(read_settings())
-    atexit.register(pool.close)
-    return pool
+_shared_pool: DecodePool | None = None

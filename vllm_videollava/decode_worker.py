@@ -1,14 +1,17 @@
 """A process that decodes for `decode_pool`: python -P -m vllm_videollava.decode_worker
 
-Its standard input is a socket. A request is the name of a function with its
-arguments, pickled, and a file descriptor with the medium. An answer is a file
-descriptor with a uint8 array and its shape, or what went wrong, in JSON: who
-has decoded a hostile file is not to be unpickled. Both files lie in memory and
-have no name, so that none can be left behind. Nobody is hurt when this process
-dies: the kernel ends it when a request takes too long, or when the process
-that asked is gone.
+Its standard input is a socket. When it has started it says that it is ready.
+A request is the name of a function with its arguments, pickled, and a file
+descriptor with the medium. An answer is a file descriptor with a uint8 array
+and its shape, or what went wrong, in JSON: nothing from a process that has
+decoded a hostile file may be unpickled. Both files lie in memory and have no
+name, so that none can be left behind. Nobody is hurt when this process dies:
+the kernel ends it when a request takes too long, or when the process that
+asked is gone. It is not a sandbox: code that takes it over can still reach
+files and the network.
 """
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -18,35 +21,70 @@ import pkgutil
 import resource
 import signal
 import socket
-from typing import Any
+from contextlib import suppress
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vllm_videollava.errors import MediaError
 
 MESSAGE_BYTES = 1 << 16
-ANSWERED, REFUSED, OUT_OF_MEMORY, FAILED = range(4)
-Answer = tuple[int, Any]
-"""One of the four above, and a shape, a sentence, nothing or the error's text."""
+IDLE_FACTOR = 4
+"""A decoder that waits rather than works may do so for this many times its limit."""
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+class Outcome(IntEnum):
+    """What became of a request; a worker tells the first four, and `READY` once before them."""
+
+    ANSWERED = 0
+    REFUSED = 1
+    OUT_OF_MEMORY = 2
+    FAILED = 3
+    READY = 4
+    TIMED_OUT = 5
+    CRASHED = 6
+
+
+class Request(NamedTuple):
+    """What a worker is asked to do.
+
+    Attributes:
+        function: module:name, called with the medium as an open file and with `arguments`; returns uint8.
+        seconds: of processor time.
+        memory_bytes: beyond what the worker takes when it has started.
+    """
+
+    function: str
+    arguments: dict[str, Any]
+    seconds: float
+    memory_bytes: int
+
+
+Answer = tuple[Outcome, Any]
+"""The outcome, and a shape, a sentence, nothing or the error's text."""
 
 
 def main() -> None:
-    # Neither while a request waits, nor in the process that knows this file for its messages only.
+    _give_up_privileges()
+    # Imported here: not during a request, and not in the parent, which needs only the messages.
     from vllm_videollava import clip_decoder, image_decoder  # noqa: F401
 
     gc.freeze()
     server = socket.socket(fileno=0)
     data_bytes = resource.getpagesize() * _count_data_pages()
+    server.send(json.dumps((Outcome.READY, None)).encode())
     while True:
-        request, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 1)
-        if not request:
+        message, descriptors, _, _ = socket.recv_fds(server, MESSAGE_BYTES, 1)
+        if not message:
             return
-        function, arguments, seconds, memory_bytes = pickle.loads(request)
-        resource.setrlimit(resource.RLIMIT_DATA, (data_bytes + memory_bytes, resource.RLIM_INFINITY))
+        request = Request(*pickle.loads(message))
+        _limit(resource.RLIMIT_DATA, data_bytes + request.memory_bytes)
         _die_with(server, True)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        answer, result = _answer(pkgutil.resolve_name(function), arguments, descriptors[0])
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _set_timers(request.seconds)
+        answer, result = _answer(pkgutil.resolve_name(request.function), request.arguments, descriptors[0])
+        _set_timers(0)
         _die_with(server, False)
         try:
             socket.send_fds(server, [json.dumps(answer).encode()], result)
@@ -65,13 +103,34 @@ def _answer(function, arguments: dict[str, Any], descriptor: int) -> tuple[Answe
         result = os.memfd_create("decoded")
         with os.fdopen(result, "wb", closefd=False) as file:
             array.tofile(file)
-        return (ANSWERED, array.shape), [result]
+        return (Outcome.ANSWERED, array.shape), [result]
     except MediaError as error:
-        return (REFUSED, str(error)), []
+        return (Outcome.REFUSED, str(error)), []
     except MemoryError:
-        return (OUT_OF_MEMORY, None), []
+        return (Outcome.OUT_OF_MEMORY, None), []
     except Exception as error:
-        return (FAILED, f"{type(error).__name__}: {error}"[:1000]), []
+        return (Outcome.FAILED, f"{type(error).__name__}: {error}"[:1000]), []
+
+
+def _give_up_privileges() -> None:
+    """Leave no core file with a client's medium, gain no rights, and be the kernel's first choice if memory ends."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_NOFILE, 64)
+    ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def _limit(what: int, amount: int) -> None:
+    """Set a limit, within one that somebody else has set for good."""
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
+
+
+def _set_timers(seconds: float) -> None:
+    """Have the kernel end this process after so much of its own work, or some time without any; 0 for never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, IDLE_FACTOR * seconds)
 
 
 def _count_data_pages() -> int:

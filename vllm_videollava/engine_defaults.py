@@ -28,13 +28,6 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         # Now, rather than at the first request.
         read_settings()
         os.environ["VLLM_MEDIA_CONNECTOR"] = media_connector.NAME
-        config = model_config.hf_config
-        model_config.multimodal_config.media_io_kwargs[media_connector.NAME] = {
-            "num_frames": config.num_frames,
-            "image_size": config.image_config.image_size,
-            "video_size": config.video_config.image_size,
-            "original": config.original_format,
-        }
 
 
 def register(architecture: str) -> None:

@@ -16,7 +16,9 @@ FORMATS = (
 """Pillow's names of those of its formats that start no other program."""
 
 
-def decode_image(file: BinaryIO, transform: Callable[[np.ndarray], np.ndarray], max_pixels: int) -> np.ndarray:
+def decode_image(
+    file: BinaryIO, transform: Callable[[np.ndarray], np.ndarray], max_pixels: int, background=None
+) -> np.ndarray:
     """Decode the first picture of an image file, convert it as the original code does, and apply `transform`.
 
     Args:

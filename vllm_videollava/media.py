@@ -13,7 +13,9 @@ from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array
-from vllm_videollava.media_connector import VideoLlavaMediaConnector
+from vllm_videollava.lengths import check_length
+from vllm_videollava.media_io import Colour, MediaDecoder, MediaFileIO
+from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage
 
 
@@ -21,15 +23,23 @@ class VideoLlavaDataParser(MultiModalDataParser):
     """Also takes paths, and keeps vLLM from blending transparent images with white.
 
     Args:
-        num_frames: frames that the model takes of a clip.
-        media_io_kwargs: vLLM's settings for loading media.
+        pixel_format: what files are made into.
+        tokens_per_item: by modality.
+        max_model_len: tokens of the context.
+        background: what transparent images in files are put on; without one, transparency is dropped.
     """
 
-    def __init__(self, num_frames: int, media_io_kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        pixel_format: PixelFormat,
+        tokens_per_item: Mapping[str, int],
+        max_model_len: int,
+        background: Colour | None = None,
+    ) -> None:
         super().__init__()
-        self._num_frames = num_frames
-        # For `Path` only: a string may come from a client, a `Path` never does.
-        self._connector = VideoLlavaMediaConnector(dict(media_io_kwargs), allowed_local_media_path="/")
+        self._num_frames = pixel_format.num_frames
+        self._tokens_per_item, self._max_model_len = tokens_per_item, max_model_len
+        self._decoder = MediaDecoder(pixel_format, background)
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
         """Load, check and convert media; other modalities are left to vLLM.
@@ -38,22 +48,30 @@ class VideoLlavaDataParser(MultiModalDataParser):
             MediaError: an item cannot be decoded, or is of a kind, shape or dtype that is not supported.
         """
         mm_data = dict(mm_data)
-        if (images := mm_data.get("image")) is not None:
-            mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
-        if (videos := mm_data.get("video")) is not None:
-            mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
+        items = {
+            modality: split(mm_data[modality])
+            for modality, split in (("image", _split_images), ("video", _split_videos))
+            if mm_data.get(modality) is not None
+        }
+        # Before anything is decoded.
+        counts = {modality: len(of_one) for modality, of_one in items.items()}
+        check_length(counts, self._tokens_per_item, 0, self._max_model_len)
+        if "image" in items:
+            mm_data["image"] = _read_each("Image", self._read_image, items["image"])
+        if "video" in items:
+            mm_data["video"] = _read_each("Video", self._read_video, items["video"])
         return super().parse_mm_data(mm_data)
 
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
-            item = self._connector.fetch_image(item.resolve().as_uri())
+            item = self._decoder.decode(MediaFileIO("image").load_file(item))
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_image(item.media))
         return item if item is None or isinstance(item, PreparedImage) else to_rgb(item)
 
     def _read_video(self, item: Any) -> Any:
         if isinstance(item, Path):
-            item = self._connector.fetch_video(item.resolve().as_uri())
+            item = self._decoder.decode(MediaFileIO("video").load_file(item))
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_video(item.media))
         if isinstance(item, tuple):
@@ -70,7 +88,8 @@ def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[
             results.append(read(item))
         except ValueError as error:
             sentence = f"{kind} {number}: {error}" if len(items) > 1 else str(error)
-            raise MediaError(sentence, detail=getattr(error, "detail", None)) from error
+            detail, url = getattr(error, "detail", None), getattr(error, "url", None)
+            raise MediaError(sentence, detail=detail, url=url) from error
     return results
 
 

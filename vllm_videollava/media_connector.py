@@ -1,84 +1,104 @@
-"""vLLM's connector for this model: fetches images and clips, and has them decoded in other processes."""
+"""vLLM's connector for this model: fetches images and videos, and has them decoded in other processes."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from contextvars import ContextVar
 from typing import Any
 
 from vllm import envs
-from vllm.connections import MediaDownloadSizeExceededError
-from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.multimodal.media import MediaConnector, MediaWithBytes
 
+from vllm_videollava.data_urls import split_data_url
 from vllm_videollava.errors import MediaError
-from vllm_videollava.media_io import ClipIO, ImageIO
-from vllm_videollava.pixels import frame_pixels, prepare_image
+from vllm_videollava.fetch_errors import fetch_refusals
+from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
+from vllm_videollava.pixel_format import PixelFormat
+from vllm_videollava.request_options import background_colour
 
 NAME = "video_llava"
-"""Of the connector, and of what media_io_kwargs has for it: `num_frames`, `image_size`, `video_size`, `original`."""
+"""Of the connector, in VLLM_MEDIA_CONNECTOR."""
+
+# Not in media_io_kwargs, in which requests can write.
+_pixel_format: ContextVar[PixelFormat | None] = ContextVar("pixel_format", default=None)
+
+
+@contextmanager
+def media_become(pixel_format: PixelFormat) -> Iterator[None]:
+    """Have connectors that vLLM makes within the block, or in tasks that begin there, make these pixels."""
+    token = _pixel_format.set(pixel_format)
+    try:
+        yield
+    finally:
+        _pixel_format.reset(token)
 
 
 def make_connector(media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None, **kwargs) -> MediaConnector:
     """Make a connector for this model; for another model in the same process, vLLM's own."""
-    made_for_us = media_io_kwargs is not None and NAME in media_io_kwargs
-    return (VideoLlavaMediaConnector if made_for_us else MediaConnector)(media_io_kwargs, **kwargs)
+    if (pixel_format := _pixel_format.get()) is None:
+        return MediaConnector(media_io_kwargs, **kwargs)
+    return VideoLlavaMediaConnector(pixel_format, media_io_kwargs, **kwargs)
 
 
 class VideoLlavaMediaConnector(MediaConnector):
     """Fetches media as vLLM does, has them made into pixels, and refuses what cannot be used with one sentence.
 
-    An image becomes a `PreparedImage`, a clip uint8 `[T, S, S, 3]`, S the
-    size of its tower.
+    Waiting for a decoder holds none of vLLM's threads.
 
     Raises:
-        MediaError: the medium cannot be read or decoded, or goes beyond a setting.
+        MediaError: the medium cannot be fetched or decoded, or goes beyond a setting.
     """
 
+    def __init__(
+        self, pixel_format: PixelFormat, media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None, **kwargs
+    ) -> None:
+        super().__init__(media_io_kwargs, **kwargs)
+        self._decoder = MediaDecoder(pixel_format, background_colour(media_io_kwargs))
+
     def fetch_image(self, image_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("image", image_url):
-            return self.load_from_url(image_url, self._image_io(), fetch_timeout=envs.VLLM_IMAGE_FETCH_TIMEOUT)
+        return self._fetch("image", image_url, envs.VLLM_IMAGE_FETCH_TIMEOUT)
 
     async def fetch_image_async(self, image_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("image", image_url):
-            timeout = envs.VLLM_IMAGE_FETCH_TIMEOUT
-            return await self.load_from_url_async(image_url, self._image_io(), fetch_timeout=timeout)
+        return await self._fetch_async("image", image_url, envs.VLLM_IMAGE_FETCH_TIMEOUT)
 
     def fetch_video(self, video_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("video", video_url):
-            return self.load_from_url(video_url, self._clip_io(), fetch_timeout=envs.VLLM_VIDEO_FETCH_TIMEOUT)
+        return self._fetch("video", video_url, envs.VLLM_VIDEO_FETCH_TIMEOUT)
 
     async def fetch_video_async(self, video_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("video", video_url):
-            timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
-            return await self.load_from_url_async(video_url, self._clip_io(), fetch_timeout=timeout)
+        return await self._fetch_async("video", video_url, envs.VLLM_VIDEO_FETCH_TIMEOUT)
 
-    def _image_io(self) -> ImageIO:
-        options = self.media_io_kwargs[NAME]
-        return ImageIO(partial(prepare_image, size=options["image_size"], original=options["original"]))
+    def _fetch(self, kind: str, url: str, timeout: int) -> MediaWithBytes:
+        with _naming(url):
+            with fetch_refusals(kind, url):
+                if _is_data_url(url):
+                    file = _read_data_url(kind, url)
+                else:
+                    file = self.load_from_url(url, MediaFileIO(kind), fetch_timeout=timeout)
+            return self._decoder.decode(file)
 
-    def _clip_io(self) -> ClipIO:
-        options = self.media_io_kwargs[NAME]
-        transform = partial(frame_pixels, size=options["video_size"], original=options["original"])
-        return ClipIO(options["num_frames"], transform, self.media_io_kwargs.get("video", {}))
+    async def _fetch_async(self, kind: str, url: str, timeout: int) -> MediaWithBytes:
+        with _naming(url):
+            with fetch_refusals(kind, url):
+                if _is_data_url(url):
+                    file = await asyncio.to_thread(_read_data_url, kind, url)
+                else:
+                    file = await self.load_from_url_async(url, MediaFileIO(kind), fetch_timeout=timeout)
+            return await self._decoder.decode_async(file)
+
+
+def _is_data_url(url: str) -> bool:
+    return url[:16].lstrip()[:5].lower() == "data:"
+
+
+def _read_data_url(kind: str, url: str) -> MediaFile:
+    media_type, data = split_data_url(url)
+    return MediaFileIO(kind).load_base64(media_type, data)
 
 
 @contextmanager
-def _refusals(kind: str, url: str) -> Iterator[None]:
-    """Make one sentence, which names no path of this machine, of whatever is wrong with what a client sent."""
+def _naming(url: str) -> Iterator[None]:
+    """Let refusals know the URL that a client gave, so that its place in the request can be named."""
     try:
         yield
     except MediaError as error:
         raise MediaError(str(error), detail=error.detail, url=url) from error
-    except VLLMUnprocessableEntityError as error:
-        if not isinstance(error.__cause__, MediaDownloadSizeExceededError):
-            raise
-        raise MediaError(f"The {kind} cannot be fetched: {error.__cause__}", url=url) from error
-    except NotImplementedError as error:
-        raise MediaError(f"The {kind} is in a data URL that is not base64.", url=url) from error
-    except (ValueError, RuntimeError, OSError) as error:
-        if url[:5].lower() == "file:":
-            sentence = f"The file of the {kind} cannot be read, or --allowed-local-media-path does not allow it."
-            raise MediaError(sentence, detail=str(error), url=url) from error
-        if isinstance(error, ValueError):
-            raise MediaError(f"The {kind} cannot be fetched: {error}", url=url) from error
-        raise

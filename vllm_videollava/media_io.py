@@ -1,126 +1,163 @@
-"""From the bytes of images and clips to their pixels, within the limits that are set."""
+"""From the files of images and videos to their pixels, within the limits that are set."""
 
-from collections.abc import Callable, Mapping
+import asyncio
+import sys
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pybase64
 from vllm import envs as vllm_envs
 from vllm.multimodal.media import MediaIO, MediaWithBytes
 
-from vllm_videollava.decode_pool import shared_pool
+from vllm_videollava.data_urls import decode_base64
+from vllm_videollava.decode_pool import Job, shared_pool
 from vllm_videollava.decoded_clips import decoded_clips
 from vllm_videollava.envs import read_settings, variable
 from vllm_videollava.errors import MediaError
-from vllm_videollava.frames import sample_indices
-from vllm_videollava.pixels import PreparedImage
+from vllm_videollava.pixel_format import PixelFormat
+from vllm_videollava.pixels import PreparedImage, frame_pixels, prepare_image
 
-DECODE_CLIP = "vllm_videollava.clip_decoder:decode_frames"
 DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
+DECODE_VIDEO = "vllm_videollava.clip_decoder:decode_frames"
+DECODE_PICTURES = "vllm_videollava.clip_decoder:decode_picture_sequence"
+Colour = tuple[int, int, int]
 
 
-class _BoundedIO(MediaIO[MediaWithBytes]):
-    """Reads no more bytes than VIDEO_LLAVA_MAX_MEDIA_MB allows."""
+@dataclass(frozen=True)
+class MediaFile:
+    """What a client or user has sent.
+
+    Attributes:
+        kind: "image" or "video".
+        data: the file, or for `is_sequence` base64 of several JPEGs with commas between them.
+        digest: of `data`.
+    """
 
     kind: str
+    data: bytes
+    is_sequence: bool
+    digest: bytes
 
-    def __init__(self) -> None:
-        self.settings = read_settings()
 
-    def load_base64(self, media_type: str, data: str) -> MediaWithBytes:
-        self.check_size(len(data) * 3 // 4)
-        return self.load_bytes(self.decode_base64(data))
+class MediaFileIO(MediaIO[MediaFile]):
+    """Reads no more bytes than VIDEO_LLAVA_MAX_MEDIA_MB allows.
 
-    def load_file(self, filepath: Path) -> MediaWithBytes:
+    Raises:
+        MediaError: the file is larger, empty, or not valid base64.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+        self._max_media_mb = read_settings().max_media_mb
+
+    def get_max_bytes(self) -> int:
+        """Return how many bytes vLLM downloads at most."""
+        return self._max_media_mb << 20
+
+    def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
+        self._check_size(len(data))
+        return MediaFile(self._kind, data, is_sequence, blake2b(data).digest())
+
+    def load_base64(self, media_type: str, data: str) -> MediaFile:
+        self._check_size(len(data) * 3 // 4)
+        if self._kind == "video" and media_type.lower() == "video/jpeg":
+            return self.load_bytes(data.encode(), is_sequence=True)
+        return self.load_bytes(decode_base64(self._kind, data))
+
+    def load_file(self, filepath: Path) -> MediaFile:
         if not filepath.is_file():
             raise FileNotFoundError(filepath)
-        self.check_size(filepath.stat().st_size)
+        self._check_size(filepath.stat().st_size)
         return self.load_bytes(filepath.read_bytes())
 
-    def decode_base64(self, data: str) -> bytes:
-        try:
-            return pybase64.b64decode(data, validate=True)
-        except ValueError as error:
-            raise MediaError(f"The {self.kind} is no valid base64.") from error
-
-    def check_size(self, num_bytes: int) -> None:
+    def _check_size(self, num_bytes: int) -> None:
         if not num_bytes:
-            raise MediaError(f"The {self.kind} is empty.")
-        most = self.settings.max_media_mb
-        if num_bytes > most << 20:
-            limit = f"{variable('max_media_mb')} is {most}, which allows {most << 20}"
-            raise MediaError(f"The {self.kind} has {num_bytes} bytes; {limit}.")
+            raise MediaError(f"The {self._kind} is empty.")
+        if num_bytes > self.get_max_bytes():
+            limit = f"{variable('max_media_mb')} is {self._max_media_mb}, which allows {self.get_max_bytes()}"
+            raise MediaError(f"The {self._kind} has {num_bytes} bytes; {limit}.")
 
 
-class ImageIO(_BoundedIO):
-    """From the bytes of an image file to its pixels.
+class MediaDecoder:
+    """Has files made into pixels by the processes of `decode_pool`.
 
-    Args:
-        transform: `prepare_image` with its arguments.
-    """
-
-    kind = "image"
-
-    def __init__(self, transform: Callable[..., PreparedImage]) -> None:
-        super().__init__()
-        self._transform = transform
-
-    def load_bytes(self, data: bytes) -> MediaWithBytes[PreparedImage]:
-        self.check_size(len(data))
-        return MediaWithBytes(decode_image(self.kind, data, self._transform).view(PreparedImage), data)
-
-
-def decode_image(kind: str, data: bytes, transform: Callable[..., np.ndarray]) -> np.ndarray:
-    max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
-    return shared_pool().run(kind, DECODE_IMAGE, data, transform=transform, max_pixels=max_pixels)
-
-
-class ClipIO(_BoundedIO):
-    """From the bytes of a clip to the pixels of the frames that the model sees.
+    An image becomes a `PreparedImage`, a video uint8 `[T, S, S, 3]`, S the
+    size of its tower. In place of the file, its digest goes with the pixels,
+    by which vLLM's caches know them.
 
     Args:
-        transform: `frame_pixels` with its arguments.
-        asked: what a request or a flag asks for.
+        background: what transparent images are put on; without one, transparency is dropped.
+
+    Raises:
+        MediaError: the file cannot be decoded, or goes beyond a setting.
+        DecoderUnavailableError: decoding does not work at present.
     """
 
-    kind = "video"
+    def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
+        self._format = pixel_format
+        self._background = background
 
-    def __init__(self, num_frames: int, transform: Callable[..., np.ndarray], asked: Mapping[str, Any]) -> None:
-        super().__init__()
-        self._num_frames = num_frames
-        self._transform = transform
-        asked = {key: value for key, value in asked.items() if key in ("num_frames", "fps")}
-        if asked not in ({}, {"num_frames": num_frames}, {"num_frames": -1}):
-            wishes = " and ".join(f"{key} {value}" for key, value in asked.items())
-            raise MediaError(f"{wishes} of a video was asked for, but this model takes {num_frames} frames.")
+    def decode(self, file: MediaFile) -> MediaWithBytes:
+        if file.kind == "image":
+            return self._image(file, shared_pool().submit(self._image_job(file)).result())
+        return MediaWithBytes(decoded_clips().get(self._key(file), partial(self._submit_video, file)), file.digest)
 
-    def load_bytes(self, data: bytes) -> MediaWithBytes[np.ndarray]:
-        self.check_size(len(data))
-        key = blake2b(data).digest(), self._num_frames, *self._transform.keywords.values()
-        return MediaWithBytes(decoded_clips().get(key, partial(self._decode, data)), data)
+    async def decode_async(self, file: MediaFile) -> MediaWithBytes:
+        if file.kind == "image":
+            future = shared_pool().submit(self._image_job(file))
+            return self._image(file, await asyncio.wrap_future(future))
+        frames = await decoded_clips().get_async(self._key(file), partial(self._submit_video, file))
+        return MediaWithBytes(frames, file.digest)
 
-    def load_base64(self, media_type: str, data: str) -> MediaWithBytes[np.ndarray]:
-        if media_type.lower() != "video/jpeg":
-            return super().load_base64(media_type, data)
-        self.check_size(len(data) * 3 // 4)
-        pictures = data.split(",")
-        sampled = [pictures[index] for index in sample_indices(len(pictures), self._num_frames)]
-        frames = {
-            picture: decode_image(self.kind, self.decode_base64(picture), self._transform) for picture in set(sampled)
+    def _image(self, file: MediaFile, pixels: np.ndarray) -> MediaWithBytes[PreparedImage]:
+        return MediaWithBytes(pixels.view(PreparedImage), file.digest + bytes(self._background or ()))
+
+    def _image_job(self, file: MediaFile) -> Job:
+        transform = partial(prepare_image, size=self._format.image_size, original=self._format.original)
+        max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+        arguments = {"transform": transform, "max_pixels": max_pixels, "background": self._background}
+        return Job("image", DECODE_IMAGE, file.data, arguments, self._format.image_shape)
+
+    def _key(self, file: MediaFile) -> tuple:
+        return file.digest, file.is_sequence, self._format
+
+    def _submit_video(self, file: MediaFile):
+        size, original = self._format.video_size, self._format.original
+        arguments = {
+            "num_frames": self._format.num_frames,
+            "transform": partial(frame_pixels, size=size, original=original),
+            "settings": read_settings(),
         }
-        return MediaWithBytes(np.stack([frames[picture] for picture in sampled]), data.encode())
+        if file.is_sequence:
+            arguments["max_pixels"] = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+            job = Job("video", DECODE_PICTURES, file.data, arguments, self._format.clip_shape)
+        else:
+            job = Job("video", DECODE_VIDEO, file.data, arguments, self._format.clip_shape, threaded=True)
+        return shared_pool().submit(job)
 
-    def _decode(self, data: bytes) -> np.ndarray:
-        pool = shared_pool()
-        return pool.run(
-            self.kind,
-            DECODE_CLIP,
-            data,
-            num_frames=self._num_frames,
-            transform=self._transform,
-            settings=self.settings,
-            threads=pool.threads(),
-        )
+
+def check_decoding(num_sharers: int = 1) -> None:
+    """Decode a small picture, so that an installation that cannot do it fails now and not at the first request.
+
+    Args:
+        num_sharers: see `shared_pool`.
+
+    Raises:
+        RuntimeError: decoding does not work here.
+    """
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError(f"Images and videos are decoded on Linux only; this is {sys.platform}.")
+    shared_pool(num_sharers)
+    try:
+        pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
+    except MediaError as error:
+        raise RuntimeError(f"Decoding does not work in this installation: {error} {error.detail or ''}") from error
+    if not (pixels == (255, 0, 0)).all():
+        raise RuntimeError("Decoding does not work in this installation: a red picture became another.")
+
+
+RED_PIXEL = b"P6 1 1 255\n\xff\x00\x00"
+"""A picture in the format PPM."""

@@ -1,5 +1,6 @@
 """From a request's prompt and media to the model's inputs, through vLLM's multimodal interfaces."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
     BaseProcessingInfo,
+    ProcessorInputs,
     PromptReplacement,
     PromptUpdate,
 )
@@ -22,9 +24,8 @@ from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.media import VideoLlavaDataParser
 from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
 from vllm_videollava.prompt import check_placeholders
+from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.tokenizer import PLACEHOLDERS
-
-ASPECT_RATIOS = (None, "pad")
 
 
 class VideoLlavaProcessor:
@@ -80,14 +81,21 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return VideoLlavaProcessor(self.get_hf_config())
 
     def get_data_parser(self) -> VideoLlavaDataParser:
-        return VideoLlavaDataParser(self.get_hf_config().num_frames, self.ctx.get_mm_config().media_io_kwargs)
+        config = self.get_hf_config()
+        background = background_colour(self.ctx.get_mm_config().media_io_kwargs)
+        return VideoLlavaDataParser(config.pixel_format, config.tokens_per_item, self._max_model_len, background)
+
+    @property
+    def _max_model_len(self) -> int:
+        return self.ctx.model_config.max_model_len
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {"image": None, "video": None}
+        return {
+            modality: self._max_model_len // tokens for modality, tokens in self.get_hf_config().tokens_per_item.items()
+        }
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        config = self.get_hf_config()
-        return {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        return self.get_hf_config().tokens_per_item
 
 
 class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingInfo]):
@@ -114,6 +122,19 @@ class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingIn
         }
 
 
+def _with_own_ids(inputs: ProcessorInputs) -> ProcessorInputs:
+    """Keep ids that clients give to media apart from hashes, and those of images from those of videos.
+
+    vLLM's caches and the engine know an item by its id alone: a video that is
+    called as an image is would be given the image's pixels.
+    """
+    ids = {
+        modality: [None if name is None else f"{modality}-{name}" for name in names]
+        for modality, names in (inputs.mm_uuid_items or {}).items()
+    }
+    return dataclasses.replace(inputs, mm_uuid_items=ids)
+
+
 class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessingInfo]):
     def apply(self, inputs, timing_ctx):
         """Check a request, then process it.
@@ -123,12 +144,17 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
                 not supported. Raised before any media are touched, because
                 vLLM adds the data itself to what is raised later.
         """
-        aspect_ratio = self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs).get("image_aspect_ratio")
-        if aspect_ratio not in ASPECT_RATIOS:
-            raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; 'pad' and null are supported.")
+        check_mm_processor_kwargs(inputs.hf_processor_mm_kwargs)
         tokenizer = self.info.get_tokenizer()
         check_placeholders(inputs.prompt, tokenizer.placeholder_ids, inputs.mm_data_items.get_all_counts())
-        return super().apply(inputs, timing_ctx)
+        self._check_prepared(inputs.mm_data_items)
+        return super().apply(_with_own_ids(inputs), timing_ctx)
+
+    def _check_prepared(self, items: MultiModalDataItems) -> None:
+        shape = self.info.get_hf_config().pixel_format.image_shape
+        for image in items["image"].get_all() if "image" in items else ():
+            if isinstance(image, PreparedImage) and (image.shape != shape or image.dtype != np.uint8):
+                raise ValueError(f"An image was decoded to {image.dtype} {list(image.shape)}, not {list(shape)}.")
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]

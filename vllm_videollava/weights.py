@@ -72,8 +72,9 @@ class StrictWeightsLoader:
         self._model = model
         self._num_layers = num_layers
         self._expected, self._open_prefixes = _checkpoint_tensors(model)
-        self._aliases = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-        self._aliases -= {name for name, _ in model.named_parameters()}
+        self._tied = _tied_parameters(model)
+        for name in self._tied:
+            self._expected.pop(name, None)
         self._seen: set[str] = set()
         self._surplus: list[str] = []
 
@@ -88,8 +89,8 @@ class StrictWeightsLoader:
             the names of the parameters filled.
 
         Raises:
-            ValueError: tensors are surplus, or of a wrong shape, or parameters
-                are left unfilled; it names them.
+            ValueError: tensors are surplus, or of a wrong shape, or differ
+                though they are tied, or parameters are left unfilled; it names them.
         """
         filled = AutoWeightsLoader(self._model).load_weights(
             self._select(weights), mapper=LlamaForCausalLM.hf_to_vllm_mapper
@@ -101,8 +102,10 @@ class StrictWeightsLoader:
         return filled
 
     def _select(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        shared: dict[str, torch.Tensor] = {}
         for checkpoint_name, tensor in weights:
             (name,) = NAMES.apply_list([checkpoint_name])
+            name = self._tied.get(name, name)
             if name in self._expected:
                 if tensor.shape != self._expected[name]:
                     raise ValueError(
@@ -113,11 +116,19 @@ class StrictWeightsLoader:
                 if not self._is_unused(name):
                     self._surplus.append(checkpoint_name)
                 continue
+            if name in self._tied.values():
+                # Whatever reads the file may use a tensor's memory again.
+                first = shared.setdefault(name, tensor.clone())
+                if not torch.equal(first, tensor):
+                    raise ValueError(
+                        f"The checkpoint's tensor {checkpoint_name} is not that of the embeddings, "
+                        "though tie_word_embeddings is true in its config.json."
+                    )
             self._seen.add(name)
             yield name, tensor
 
     def _is_unused(self, name: str) -> bool:
-        if name in self._aliases or any(pattern.fullmatch(name) for pattern in UNUSED):
+        if any(pattern.fullmatch(name) for pattern in UNUSED):
             return True
         layer = re.match(r"(\w+)\.encoder\.layers\.(\d+)\.", name)
         return layer is not None and int(layer[2]) >= self._num_layers.get(layer[1], int(layer[2]) + 1)
@@ -144,6 +155,13 @@ def _checkpoint_tensors(model: nn.Module) -> tuple[dict[str, torch.Size], tuple[
         else:
             shapes |= {f"{prefix}.{name}": param.shape for name, param in module.named_parameters(recurse=False)}
     return shapes, tuple(open_prefixes)
+
+
+def _tied_parameters(model: nn.Module) -> dict[str, str]:
+    """Return the other names of parameters that have several, each with the parameter's first name."""
+    first = {param: name for name, param in model.named_parameters()}
+    names = model.named_parameters(remove_duplicate=False)
+    return {name: first[param] for name, param in names if name != first[param]}
 
 
 def _is_quantised(module: nn.Module) -> bool:

@@ -1,0 +1,43 @@
+"""Images and videos among the parts of chat messages, before anything is fetched."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm_videollava.errors import MediaError
+
+MODALITIES = ("image", "video")
+
+
+def count_media(messages: Sequence[Any]) -> Counter[str]:
+    """Return how many parts have an image or a video, by modality."""
+    return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
+
+
+def name_part(error: MediaError, messages: Sequence[Any]) -> MediaError:
+    """Say which part of which message an error is about, if it is about one that a client named by its URL."""
+    for message_number, part_number, part in _parts(messages) if error.url else ():
+        if error.url in _urls(part):
+            sentence = f"Message {message_number}, part {part_number}: {error}"
+            return MediaError(sentence, detail=error.detail, url=error.url)
+    return error
+
+
+def _parts(messages: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
+    """Yield each part with the numbers of its message and of itself, from 1 on."""
+    for message_number, message in enumerate(messages, 1):
+        content = message.get("content") if isinstance(message, dict) else None
+        for part_number, part in enumerate(content if isinstance(content, list) else (), 1):
+            yield message_number, part_number, part
+
+
+def _modality(part: Any) -> str | None:
+    # As vLLM: the type says it, or without one, the part's only key.
+    kind = str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
+    return next((modality for modality in MODALITIES if modality in kind), None)
+
+
+def _urls(part: Any) -> list[Any]:
+    """Return the URLs in a part of a message, which is {"video_url": {"url": ...}} or {"video_url": ...}."""
+    values = list(part.values()) if isinstance(part, dict) else []
+    return [value.get("url") if isinstance(value, dict) else value for value in values]

@@ -1,0 +1,133 @@
+"""Checks of `media_io_kwargs` and `mm_processor_kwargs`, which flags set for all requests and a request for itself."""
+
+import reprlib
+from collections.abc import Collection, Mapping
+from numbers import Integral, Number
+from typing import Any
+
+BACKGROUND = "rgba_background_color"
+
+# Options of vLLM's video loaders (0.29 to 0.33) by which they choose frames, decode them, and fill in what a data URL
+# of type video/jpeg does not say.
+_CHOOSING = (
+    *("max_duration", "min_frames", "max_frames", "max_fps"),
+    *("frame_sample_mode", "overflow_strategy", "temporal_patch_size"),
+)
+_DECODING = (
+    *("video_backend", "backend", "device", "hw_decoders", "pool_size", "timeout_sec"),
+    *("num_ffmpeg_threads", "seek_mode", "max_width", "max_height"),
+)
+_DESCRIBING = ("frames_indices", "total_num_frames", "duration", "do_sample_frames")
+
+# The one value of each option besides null. vLLM makes `device` of its flag --mm-processor-device.
+_PROCESSOR_OPTIONS = {"image_aspect_ratio": "pad", "device": "cpu"}
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 1
+
+
+def check_media_io_kwargs(kwargs: object, num_frames: int) -> None:
+    """Check options for loading media. What asks for nothing (null, vLLM's -1) or for what is done anyway is fine.
+
+    Args:
+        kwargs: `{"image": {...}, "video": {...}}`, or None.
+        num_frames: frames that the model takes of a video.
+
+    Raises:
+        ValueError: an option is unknown, or asks for what this model cannot do.
+    """
+    modalities = _mapping("media_io_kwargs", kwargs, ("image", "video"))
+    image_mode = {"image_mode": (("RGB",), "this model always takes RGB images")}
+    image = _mapping("media_io_kwargs.image", modalities.get("image"), (*image_mode, BACKGROUND))
+    _check_values("media_io_kwargs.image", image, image_mode)
+    background_colour(modalities)
+    video_options = _video_options(num_frames)
+    video = _mapping("media_io_kwargs.video", modalities.get("video"), video_options)
+    _check_values("media_io_kwargs.video", video, video_options)
+
+
+def background_colour(kwargs: Mapping[str, Mapping[str, object] | None] | None) -> tuple[int, int, int] | None:
+    """Return red, green and blue of what `media_io_kwargs` puts behind transparent images, None if it does not say.
+
+    Raises:
+        ValueError: it is not a list of three whole numbers from 0 to 255.
+    """
+    colour = ((kwargs or {}).get("image") or {}).get(BACKGROUND)
+    if colour is None:
+        return None
+    if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(map(_is_byte, colour)):
+        raise ValueError(
+            f"media_io_kwargs.image.{BACKGROUND} is {shorten(colour)}; "
+            "a list of three whole numbers from 0 to 255 is supported."
+        )
+    red, green, blue = map(int, colour)
+    return red, green, blue
+
+
+def check_mm_processor_kwargs(kwargs: object) -> None:
+    """Check options for processing media.
+
+    Args:
+        kwargs: `{"image_aspect_ratio": "pad"}`, `{"image_aspect_ratio": None}`, or None.
+
+    Raises:
+        ValueError: an option or its value is unknown.
+    """
+    options = _mapping("mm_processor_kwargs", kwargs, _PROCESSOR_OPTIONS)
+    for name, value in options.items():
+        if not _is_one_of(value, (_PROCESSOR_OPTIONS[name],)):
+            raise ValueError(f"{name} is {shorten(value)}; {_PROCESSOR_OPTIONS[name]!r} and null are supported.")
+
+
+def shorten(value: object) -> str:
+    """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4300 digits.
+        return "a very large number"
+
+
+def _video_options(num_frames: int) -> dict[str, tuple[tuple, str]]:
+    """Return the values that each option may have besides null, and why it may have no other."""
+    frames = f"this model always takes {num_frames} frames of a video"
+    decoder = "this model has its own video decoder"
+    return {
+        "num_frames": ((num_frames, -1), frames),
+        "fps": ((-1,), frames),
+        "frame_recovery": ((False,), decoder),
+        **dict.fromkeys(_CHOOSING, ((), frames)),
+        **dict.fromkeys(_DECODING, ((), decoder)),
+        **dict.fromkeys(_DESCRIBING, ((), "this model does not use the times of frames")),
+    }
+
+
+def _mapping(path: str, value: object, known: Collection[str]) -> Mapping[str, Any]:
+    """Return a mapping that has no unknown keys, an empty one for None."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} is {shorten(value)}; a mapping of options to their values is needed.")
+    for key in value:
+        if key not in known:
+            raise ValueError(f"{path} has the key {shorten(key)}, which this model does not know.")
+    return value
+
+
+def _check_values(path: str, values: Mapping[str, object], options: Mapping[str, tuple[tuple, str]]) -> None:
+    for name, (accepted, reason) in options.items():
+        if not _is_one_of(values.get(name), accepted):
+            raise ValueError(f"{path}.{name} is {shorten(values[name])}; {reason}.")
+
+
+def _is_one_of(value: object, accepted: tuple) -> bool:
+    if value is None:
+        return True
+    # True is not 1 here, and only these types are sure to compare to a bool.
+    return isinstance(value, (Number, str)) and any(
+        isinstance(value, bool) == isinstance(one, bool) and value == one for one in accepted
+    )
+
+
+def _is_byte(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= value <= 255
