@@ -14,10 +14,13 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.stream import Disposition
 from PIL import Image, ImageSequence
 
+from vllm_videollava import bitstream
 from vllm_videollava.envs import Settings, variable
 from vllm_videollava.errors import MediaError, check_sides
+from vllm_videollava.file_kinds import HEAD_BYTES, explain
 from vllm_videollava.frames import sample_indices
 
 # FFmpeg also has formats that open other files or addresses; these do not.
@@ -25,13 +28,18 @@ FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,obu,mjpeg,"
     "yuv4mpegpipe,mxf,nut,dv,rm,3gp,wtv,vob"
 )
+# Of MP4 files that hold one picture, perhaps in several tiles, of which FFmpeg would show one.
+PICTURE_BRANDS = {"avif", "heic", "heim", "heis", "heix", "mif1"}
 # Where each packet is one picture with its time, and key frames can be trusted.
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
-INDEXED_CODECS = {"h264", "hevc", "vp9", "av1", "libdav1d", "mpeg4", "mjpeg"}
 # Where FFmpeg can tell that no other picture refers to a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
 
 Transform = Callable[[np.ndarray], np.ndarray]
+
+
+class _NoVideoError(Exception):
+    """The file was read, but there is no clip in it; says so in one sentence."""
 
 
 class _IndexError(Exception):
@@ -58,8 +66,21 @@ def decode_frames(
         return _decode(file, num_frames, transform, settings, threads)
     except MemoryError:
         raise
-    except (av.FFmpegError, OSError) as error:
-        raise MediaError(f"The video cannot be decoded: {error.strerror or error}.") from error
+    except (_NoVideoError, av.FFmpegError, OSError) as error:
+        raise MediaError(_explain(file) or _say(error)) from error
+
+
+def _explain(file: BinaryIO) -> str | None:
+    file.seek(0)
+    return explain("video", file.read(HEAD_BYTES))
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, _NoVideoError):
+        return str(error)
+    if isinstance(error, av.ArgumentError):
+        return "The video is in a format that is not supported."
+    return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
 
 
 def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
@@ -68,12 +89,36 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
         _check_size(stream.codec_context, settings)
-        if _can_index(container, stream, packets):
+        if settings.decoder == "decord":
+            mirror = _mirror(stream.codec_context, packets)
+        elif _can_index(container, stream, packets):
             try:
                 return _decode_indexed(stream.codec_context, packets, num_frames, transform, settings)
             except _IndexError:
                 pass
+    if settings.decoder == "decord":
+        return np.stack([transform(mirror(rgb)) for rgb in _read_with_decord(file, num_frames, threads)])
     return _decode_whole(file, threads, len(packets), num_frames, transform, settings)
+
+
+def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
+    from vllm_videollava.decord_decoder import read_frames
+
+    if sentence := _explain(file):
+        raise MediaError(sentence)
+    return read_frames(file, num_frames, threads)
+
+
+def _mirror(context, packets: list[av.Packet]) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what makes a frame upright that decord has rotated only, though its container also mirrors it."""
+    for packet in [*packets, None]:
+        with _passing_damage():
+            for frame in context.decode(packet):
+                matrix = _display_matrix(frame)
+                if matrix is None or int(matrix[0]) * int(matrix[4]) >= int(matrix[1]) * int(matrix[3]):
+                    return lambda rgb: rgb
+                return lambda rgb: _turn(np.rot90(rgb, round(-frame.rotation / 90)), matrix)
+    return lambda rgb: rgb
 
 
 @contextmanager
@@ -82,8 +127,12 @@ def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputCont
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     with av.open(file, options=options, metadata_errors="replace") as container:
         stream = container.streams.best("video")
-        if stream is None:
-            raise MediaError("The video file has no video in it.")
+        if stream is None or stream.disposition & Disposition.attached_pic:
+            raise _NoVideoError(
+                f"The video file has no video in it{', only audio' if container.streams.audio else ''}."
+            )
+        if container.metadata.get("major_brand") in PICTURE_BRANDS:
+            raise _NoVideoError("The video is a picture; send it as an image.")
         stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", threads
         yield container, stream
 
@@ -115,13 +164,16 @@ def _passing_damage(otherwise: Exception | None = None) -> Iterator[None]:
 
 
 def _can_index(container, stream, packets: list[av.Packet]) -> bool:
-    if stream.codec_context.name not in INDEXED_CODECS or INDEXED_FORMATS.isdisjoint(container.format.name.split(",")):
+    context = stream.codec_context
+    if context.name not in bitstream.CODECS or INDEXED_FORMATS.isdisjoint(container.format.name.split(",")):
         return False
     shown = [packet.pts for packet in packets if not packet.is_discard]
     if not shown or None in shown or len(set(shown)) < len(shown) or not packets[0].is_keyframe:
         return False
     decoded = [packet.dts for packet in packets if packet.dts is not None]
-    return all(before < after for before, after in pairwise(decoded))
+    if not all(before < after for before, after in pairwise(decoded)):
+        return False
+    return bitstream.can_start_at_key_frames(context.name, context.extradata or b"", packets)
 
 
 def _decode_indexed(
@@ -141,8 +193,6 @@ def _decode_indexed(
         last = max(position[time] for time in times_in_group)
         for time, frame in _decode_group(context, packets[key : last + 1], times_in_group):
             results[time] = transform(_upright_rgb(frame, settings))
-    if len(results) < len(set(wanted)):
-        raise _IndexError
     return np.stack([results[time] for time in wanted])
 
 
@@ -154,6 +204,8 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
     """
     context.flush_buffers()
     skips = context.name in SKIPPABLE_CODECS
+    missing = wanted if skips else {packet.pts for packet in packets if not packet.is_discard}
+    missing = {time for time in missing if time >= packets[0].pts or time in wanted}
     for packet in [*packets, None]:
         if packet is not None and skips:
             context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
@@ -163,8 +215,11 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
             # What fills its gaps also depends on pictures that were left out here.
             if frame.is_corrupt:
                 raise _IndexError
+            missing.discard(frame.pts)
             if frame.pts in wanted:
                 yield frame.pts, frame
+    if missing:
+        raise _IndexError
 
 
 def _decode_whole(
@@ -180,7 +235,7 @@ def _decode_whole(
         count += 1
         _check_count(count, settings)
     if not count:
-        raise MediaError("The video has no frame that can be decoded.")
+        raise _NoVideoError("The video has no frame that can be decoded.")
     if count != guess:
         return _decode_whole(file, threads, count, num_frames, transform, settings)
     return np.stack([results[index] for index in wanted])
@@ -198,8 +253,13 @@ def _every_frame(file: BinaryIO, threads: int, settings: Settings) -> Iterator[a
 def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
     _check_size(frame, settings)
     rgb = frame.to_ndarray(format="rgb24", threads=1)
+    matrix = _display_matrix(frame)
+    return rgb if matrix is None else _turn(rgb, matrix)
+
+
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
-    return rgb if matrix is None else _turn(rgb, np.frombuffer(matrix, np.int32))
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 
 def _turn(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -223,6 +283,8 @@ def _is_webp(file: BinaryIO) -> bool:
 
 def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
     """Decode with Pillow: FFmpeg has no animated WebP."""
+    # Pillow's own limit warns, and then raises at twice the size.
+    Image.MAX_IMAGE_PIXELS = None
     with Image.open(file, formats=("WEBP",)) as image:
         _check_size(image, settings)
         count = image.n_frames

@@ -1,14 +1,18 @@
 """Settings from the environment, for media. README.md has the same table."""
 
+import importlib.util
 import os
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
+
+DECODERS = ("pyav", "decord")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decoding may take. Each field is set by VIDEO_LLAVA_ and its name in capitals, a whole number.
+    """What decodes, and what it may take. Each field is set by VIDEO_LLAVA_ and its name in capitals.
 
     Attributes:
+        decoder: what decodes videos, pyav or decord.
         decode_workers: processes that decode; 0 means one for each core.
         decode_seconds: longest time that one image or video may take to decode.
         decode_memory_mb: MiB of memory that decoding one image or video may take.
@@ -19,6 +23,7 @@ class Settings:
         max_video_seconds: duration of the longest video.
     """
 
+    decoder: str = "pyav"
     decode_workers: int = 0
     decode_seconds: int = 30
     decode_memory_mb: int = 2048
@@ -38,15 +43,28 @@ def read_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        ValueError: a variable is no whole number, or less than it may be.
+        ValueError: a variable has a value that is not supported, or names a decoder that is not installed.
     """
-    values = {field.name: _read(field.name, field.default) for field in fields(Settings)}
-    return Settings(**values)
+    return Settings(**{field.name: _read(field) for field in fields(Settings)})
 
 
-def _read(field: str, default: int) -> int:
-    text = os.environ.get(variable(field), str(default))
-    least = 0 if default == 0 or field == "decoded_cache_mb" else 1
+def _read(field: Field) -> int | str:
+    text = os.environ.get(variable(field.name), str(field.default))
+    return _read_decoder(text) if field.name == "decoder" else _read_number(field, text)
+
+
+def _read_decoder(text: str) -> str:
+    if text not in DECODERS:
+        raise ValueError(f"{variable('decoder')} is {text!r}; it must be {' or '.join(DECODERS)}.")
+    if text == "decord" and importlib.util.find_spec("decord") is None:
+        raise ValueError(
+            f"{variable('decoder')} is 'decord', which is not installed; run pip install 'vllm-videollava[decord]'."
+        )
+    return text
+
+
+def _read_number(field: Field, text: str) -> int:
+    least = 0 if field.default == 0 or field.name == "decoded_cache_mb" else 1
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{variable(field)} is {text!r}; a whole number from {least} on is supported.")
+        raise ValueError(f"{variable(field.name)} is {text!r}; a whole number from {least} on is supported.")
     return int(text)
