@@ -68,6 +68,11 @@ class VideoLlavaConfig(PreTrainedConfig):
     def tokens_per_video(self) -> int:
         return self.num_frames * self.video_config.num_positions
 
+    @property
+    def tokens_per_item(self) -> dict[str, int]:
+        """By modality, the tokens that one image or video takes."""
+        return {"image": self.tokens_per_image, "video": self.tokens_per_video}
+
 
 class LlavaConfigDispatch(LlavaConfig):
     """Stands in for `LlavaConfig`: both LLaVA and the original Video-LLaVA call themselves "llava"."""

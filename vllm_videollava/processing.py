@@ -1,5 +1,6 @@
 """From a request's prompt and media to the model's inputs, through vLLM's multimodal interfaces."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from vllm.multimodal.processing import (
 from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.media import VideoLlavaDataParser
 from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
-from vllm_videollava.prompt import check_placeholders
-from vllm_videollava.tokenizer import PLACEHOLDERS
+from vllm_videollava.placeholders import PLACEHOLDERS
+from vllm_videollava.prompt import check_placeholders, collapse_placeholders
 
 ASPECT_RATIOS = (None, "pad")
 
@@ -86,8 +87,7 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return {"image": None, "video": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        config = self.get_hf_config()
-        return {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        return self.get_hf_config().tokens_per_item
 
 
 class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingInfo]):
@@ -126,9 +126,14 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
         aspect_ratio = self.info.ctx.get_merged_mm_kwargs(inputs.hf_processor_mm_kwargs).get("image_aspect_ratio")
         if aspect_ratio not in ASPECT_RATIOS:
             raise ValueError(f"image_aspect_ratio is {aspect_ratio!r}; 'pad' and null are supported.")
-        tokenizer = self.info.get_tokenizer()
-        check_placeholders(inputs.prompt, tokenizer.placeholder_ids, inputs.mm_data_items.get_all_counts())
-        return super().apply(inputs, timing_ctx)
+        return super().apply(self._with_single_placeholders(inputs), timing_ctx)
+
+    def _with_single_placeholders(self, inputs):
+        placeholder_ids = self.info.get_tokenizer().placeholder_ids
+        counts, tokens_per_item = inputs.mm_data_items.get_all_counts(), self.info.get_hf_config().tokens_per_item
+        prompt = collapse_placeholders(inputs.prompt, placeholder_ids, counts, tokens_per_item)
+        check_placeholders(prompt, placeholder_ids, counts)
+        return dataclasses.replace(inputs, prompt=prompt)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -141,8 +146,7 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
-        config = self.info.get_hf_config()
-        counts = {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        counts = self.info.get_hf_config().tokens_per_item
         return [
             PromptReplacement(modality=modality, target=[token_id], replacement=[token_id] * counts[modality])
             for modality, token_id in self.info.get_tokenizer().placeholder_ids.items()
