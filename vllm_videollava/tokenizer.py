@@ -252,13 +252,14 @@ def _is_original(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | 
 
 
 def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, original: bool) -> None:
-    settings = tokenizer.init_kwargs
-    # Without this setting transformers 5 adds no BOS token, other than the original's version.
-    adds_bos = settings.get("add_bos_token", original or tokenizer.encode("a")[0] == tokenizer.bos_token_id)
-    for name, value, supported in (
-        ("add_bos_token", adds_bos, True),
-        ("add_eos_token", settings.get("add_eos_token", False), False),
-    ):
+    if original:
+        settings = tokenizer.init_kwargs
+        adds = settings.get("add_bos_token", True), settings.get("add_eos_token", False)
+    else:
+        # transformers' settings do not say what a tokenizer.json does.
+        ids = tokenizer.encode("a")
+        adds = ids[0] == tokenizer.bos_token_id, ids[-1] == tokenizer.eos_token_id
+    for name, value, supported in zip(("add_bos_token", "add_eos_token"), adds, (True, False), strict=True):
         if value != supported:
-            supported = str(supported).lower()
-            raise ValueError(f"The tokenizer's {name} is {str(value).lower()}; only {supported} is supported.")
+            value, supported = str(value).lower(), str(supported).lower()
+            raise ValueError(f"The tokenizer's {name} is {value}; only {supported} is supported.")
