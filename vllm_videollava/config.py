@@ -73,7 +73,7 @@ class VideoLlavaConfig(PreTrainedConfig):
 
     @property
     def tokens_per_item(self) -> dict[str, int]:
-        """By modality."""
+        """By modality, the tokens that one image or video takes."""
         return {"image": self.tokens_per_image, "video": self.tokens_per_video}
 
     @property
