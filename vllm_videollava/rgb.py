@@ -1,4 +1,4 @@
-"""From a picture of any mode to RGB of 8 bits, upright; for files in the worker, and for pictures handed over offline."""
+"""From a picture of any mode to upright RGB of 8 bits, for files in the worker and for pictures handed over offline."""
 
 from typing import Any
 
