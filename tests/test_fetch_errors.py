@@ -198,6 +198,7 @@ BAD_ADDRESSES = [
     "http://127.0.0.1\0/",
     f"http://{'a' * 70}.example/",
     "http://\ud800/",
+    " http://127.0.0.1/",
 ]
 
 
