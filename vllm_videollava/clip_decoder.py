@@ -95,7 +95,7 @@ def decode_picture_sequence(
     count = text.count(b",") + 1
     _check_count(count, settings)
     wanted = sample_indices(count, num_frames)
-    pictures = dict(_find_pictures(text, wanted))
+    pictures = dict(_find_pictures(text, set(wanted.tolist())))
     decoded: dict[bytes, np.ndarray] = {}
     for index, picture in pictures.items():
         if picture not in decoded:
@@ -103,10 +103,10 @@ def decode_picture_sequence(
     return np.stack([decoded[pictures[index]] for index in wanted])
 
 
-def _find_pictures(text: bytes, wanted: np.ndarray) -> Iterator[tuple[int, bytes]]:
+def _find_pictures(text: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
     """Yield wanted places in a list with commas, and what stands there; the list is not split, to save memory."""
     start = 0
-    for index in range(wanted[-1] + 1):
+    for index in range(max(wanted) + 1):
         end = text.find(b",", start)
         end = len(text) if end < 0 else end
         if index in wanted:
