@@ -16,7 +16,7 @@ from typing import BinaryIO
 import av
 import numpy as np
 from av.stream import Disposition
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
 
 from vllm_videollava import bitstream
 from vllm_videollava.data_urls import decode_base64
@@ -69,8 +69,6 @@ def decode_frames(
         return _decode(file, num_frames, transform, settings, threads)
     except MemoryError:
         raise
-    except UnidentifiedImageError as error:
-        raise MediaError("The video is a damaged WebP file.") from error
     except (_NoVideoError, av.FFmpegError, OSError) as error:
         raise MediaError(_explain(file) or _say(error)) from error
 
@@ -141,7 +139,10 @@ def _say(error: Exception) -> str:
 
 def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
     if _is_webp(file):
-        return _decode_webp(file, num_frames, transform, settings)
+        try:
+            return _decode_webp(file, num_frames, transform, settings)
+        except (OSError, EOFError, SyntaxError) as error:
+            raise MediaError("The video is a damaged WebP file.") from error
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
         _check_size(stream.codec_context.height, stream.codec_context.width, settings)
