@@ -145,18 +145,6 @@ def test_packets_that_are_said_to_be_key_frames_and_are_not(name, step):
             assert np.array_equal(decode(data, num_frames), every[sample_indices(len(every), num_frames)])
 
 
-@pytest.mark.parametrize("step", [5, 10])
-def test_intra_pictures_are_not_key_frames_unless_nothing_refers_to_what_is_before_them(step):
-    """With two scenes in turns, a picture after a cut refers to the pictures before the last cut."""
-    first, second = moving_frames(60, 96, 144, seed=1), moving_frames(60, 96, 144, seed=2)
-    frames = np.stack([(first, second)[index // 5 % 2][index] for index in range(60)])
-    options = {"x264-params": "keyint=250:min-keyint=200:scenecut=40:bframes=0:ref=8"}
-    for container in ("mp4", "matroska", "flv"):
-        data = flag_keys(encode_clip(frames, options=options), container, step)
-        every = decode_all(data)
-        assert np.array_equal(decode(data), every[sample_indices(len(every), 8)])
-
-
 def flag_keys(data: bytes, container: str, step: int) -> bytes:
     """Say of every so many packets, and of no others, that they are key frames; in MP4, of all by leaving it out."""
     buffer = io.BytesIO()

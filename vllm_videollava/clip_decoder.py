@@ -133,7 +133,7 @@ def _say(error: Exception) -> str:
     if isinstance(error, _NoVideoError):
         return str(error)
     if isinstance(error, av.ArgumentError):
-        return "The video is in a format that is not supported."
+        return "The video is damaged, or in a format that is not supported."
     return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
 
 
