@@ -98,3 +98,74 @@ def decode_all(data: bytes) -> np.ndarray:
             with suppress(av.error.InvalidDataError):
                 frames += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
     return np.stack(frames)
+
+
+PARAMETER_SETS = {"libx264": lambda nal: nal[0] & 31 in (7, 8), "libx265": lambda nal: nal[0] >> 1 & 63 in (32, 33, 34)}
+
+
+def join_clips(
+    parts: list[np.ndarray], options: list[dict[str, str]], container: str, every_key: bool = False
+) -> bytes:
+    """Join clips, each encoded with its own options of one encoder, as recorders do that are set up anew in between.
+
+    Args:
+        parts: of each clip, uint8 `[N, H, W, 3]`.
+        options: of each clip's encoder, which is libx264 without `x265-params`.
+        container: "flv", where a new header precedes each part; "mp4, descriptions", where each part has a
+            description of its own; or one where parameter sets stand in the first packet of each part.
+        every_key: they stand in the packet of every key frame.
+    """
+    if container.startswith("mp4, "):
+        return _remux(join_clips(parts, options, "flv"), "mp4")
+    if container == "flv":
+        return _join_flv(
+            [encode_clip(frames, "libx264", "flv", own) for frames, own in zip(parts, options, strict=True)]
+        )
+    codec = "libx265" if "x265-params" in options[0] else "libx264"
+    buffer = io.BytesIO()
+    output, stream, start = None, None, 0
+    for frames, own in zip(parts, options, strict=True):
+        with av.open(io.BytesIO(encode_clip(frames, codec, "mpegts", own))) as source:
+            if output is None:
+                output = av.open(buffer, "w", format=container)
+                stream = output.add_stream_from_template(source.streams.video[0])
+            for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+                data = bytes(packet)
+                if index and not every_key:
+                    nals = data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
+                    data = b"".join(b"\0\0\0\1" + nal for nal in nals if not PARAMETER_SETS[codec](nal))
+                copy = av.Packet(data)
+                copy.pts, copy.dts, copy.time_base = packet.pts + start, packet.dts + start, packet.time_base
+                # Before what is said to be a key frame, the muxer of transport streams puts the first parameter sets.
+                copy.is_keyframe = packet.is_keyframe and container != "mpegts"
+                copy.stream = stream
+                output.mux(copy)
+        start += len(frames) * 9000
+    output.close()
+    return buffer.getvalue()
+
+
+def _remux(data: bytes, container: str) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                output.mux(packet)
+    return buffer.getvalue()
+
+
+def _join_flv(clips: list[bytes]) -> bytes:
+    """Append the video tags of each clip, later by as much as the ones before it last."""
+    joined, start = clips[0][:13], 0
+    for clip in clips:
+        at, last = 13, 0
+        while at < len(clip):
+            end = at + 15 + int.from_bytes(clip[at + 1 : at + 4], "big")
+            if clip[at] == 9:
+                last = int.from_bytes(clip[at + 4 : at + 7], "big")
+                joined += clip[at : at + 4] + (start + last).to_bytes(3, "big") + clip[at + 7 : end]
+            at = end
+        start += last + 100
+    return joined

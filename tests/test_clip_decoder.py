@@ -7,6 +7,7 @@ import wave
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from clips import CODECS, decode_all, encode_as, encode_clip, moving_frames, smooth_frames
 from PIL import Image
 
@@ -132,6 +133,29 @@ def test_what_an_edit_list_leaves_out_is_not_counted(name, tenths, monkeypatch):
     assert np.array_equal(decode(data), every[sample_indices(len(every), 8)])
 
 
+@pytest.mark.parametrize("step", [1, 3, 7])
+@pytest.mark.parametrize(
+    "name", ["H.264", "H.264, open groups", "HEVC, open groups", "VP9", "AV1", "MPEG-4", "Motion JPEG"]
+)
+def test_packets_that_are_said_to_be_key_frames_and_are_not(name, step):
+    for container in ("mp4", "matroska"):
+        data = flag_keys(encode_as(name, moving_frames(61, 96, 144)), container, step)
+        every = decode_all(data)
+        for num_frames in (3, 8):
+            assert np.array_equal(decode(data, num_frames), every[sample_indices(len(every), num_frames)])
+
+
+def flag_keys(data: bytes, container: str, step: int) -> bytes:
+    """Say of every so many packets, and of no others, that they are key frames; in MP4, of all by leaving it out."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(buffer, "w", format=container) as output:
+        stream = output.add_stream_from_template(source.streams.video[0], opaque=True)
+        for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.is_keyframe = stream, index % step == 0
+            output.mux(packet)
+    return buffer.getvalue()
+
+
 def cut_packets(data: bytes, container: str, first: int, last: int, tenths_earlier: int = 0) -> bytes:
     buffer = io.BytesIO()
     options = {"avoid_negative_ts": "disabled"}
@@ -175,6 +199,65 @@ def test_a_narrow_clip(name):
         MediaError, match=r"^The video of 650x10 pixels is too narrow; one side may be at most 64 times"
     ):
         decode(encode_as(name, moving_frames(3, 10, 650)))
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_cover_is_not_a_video(container):
+    with pytest.raises(MediaError, match=r"^The video file has no video in it, only audio\.$"):
+        decode(sound_with_cover(container))
+
+
+def test_a_cover_beside_a_video_is_passed_over():
+    clip = encode_clip(moving_frames(20, 64, 96))
+    every = decode_all(clip)
+    for first in (True, False):
+        assert np.array_equal(decode(with_cover(clip, first)), every[sample_indices(20, 8)])
+
+
+def sound_with_cover(container: str) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as output:
+        audio = output.add_stream("aac", rate=8000, layout="mono")
+        if container == "matroska":
+            output.add_attachment("cover.png", "image/png", picture())
+        else:
+            mux_cover(output, add_cover(output))
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        silence.rate = 8000
+        output.mux(audio.encode(silence))
+        output.mux(audio.encode())
+    return buffer.getvalue()
+
+
+def with_cover(clip: bytes, first: bool) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(clip)) as source, av.open(buffer, "w", format="mp4") as output:
+        cover = add_cover(output) if first else None
+        video = output.add_stream_from_template(source.streams.video[0])
+        mux_cover(output, cover or add_cover(output))
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                output.mux(packet)
+    return buffer.getvalue()
+
+
+def add_cover(output):
+    cover = output.add_stream("png")
+    cover.width, cover.height, cover.pix_fmt = 640, 640, "rgb24"
+    cover.disposition = Disposition.attached_pic
+    return cover
+
+
+def mux_cover(output, cover) -> None:
+    output.mux(cover.encode(av.VideoFrame.from_ndarray(moving_frames(1, 640, 640)[0], format="rgb24")))
+
+
+def test_a_webp_file_that_breaks_off_is_named():
+    data = encode_as("WebP", moving_frames(3, 64, 96))
+    for end in (12, 20, 40):
+        with pytest.raises(MediaError, match=r"^The video is a damaged WebP file\.$"):
+            decode(data[:end])
 
 
 def playlist(path) -> bytes:

@@ -7,6 +7,7 @@ clip does not say enough for that, or decoding shows that it said something
 wrong, all of it is decoded.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -18,10 +19,12 @@ from av.stream import Disposition
 from PIL import Image, ImageSequence
 
 from vllm_videollava import bitstream
+from vllm_videollava.data_urls import decode_base64
 from vllm_videollava.envs import Settings, variable
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.file_kinds import HEAD_BYTES, explain
 from vllm_videollava.frames import sample_indices
+from vllm_videollava.image_decoder import decode_image
 
 # FFmpeg also has formats that open other files or addresses; these do not.
 FORMATS = (
@@ -70,6 +73,57 @@ def decode_frames(
         raise MediaError(_explain(file) or _say(error)) from error
 
 
+def decode_picture_sequence(
+    file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, max_pixels: int
+) -> np.ndarray:
+    """Decode `num_frames` pictures, evenly spread over a video that was sent as pictures.
+
+    Args:
+        file: base64 of each picture, with commas between them.
+        transform: as for `decode_frames`.
+        max_pixels: of the largest picture, as for `decode_image`.
+
+    Returns:
+        What `transform` returned for each picture, stacked.
+
+    Raises:
+        MediaError: a picture that is needed cannot be decoded, or the video goes beyond `settings` or `max_pixels`.
+    """
+    text = file.read()
+    count = text.count(b",") + 1
+    _check_count(count, settings)
+    wanted = sample_indices(count, num_frames)
+    pictures = dict(_find_pictures(text, set(wanted.tolist())))
+    decoded: dict[bytes, np.ndarray] = {}
+    for index, picture in pictures.items():
+        if picture not in decoded:
+            decoded[picture] = _decode_picture(index + 1, picture, transform, settings, max_pixels)
+    return np.stack([decoded[pictures[index]] for index in wanted])
+
+
+def _find_pictures(text: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield wanted places in a list with commas, and what stands there; the list is not split, to save memory."""
+    start = 0
+    for index in range(max(wanted) + 1):
+        end = text.find(b",", start)
+        end = len(text) if end < 0 else end
+        if index in wanted:
+            yield index, text[start:end]
+        start = end + 1
+
+
+def _decode_picture(number: int, text: bytes, transform: Transform, settings: Settings, max_pixels: int) -> np.ndarray:
+    def check_and_transform(rgb: np.ndarray) -> np.ndarray:
+        _check_size(*rgb.shape[:2], settings)
+        return transform(rgb)
+
+    try:
+        file = io.BytesIO(decode_base64("image", text.decode(errors="replace")))
+        return decode_image(file, check_and_transform, max_pixels)
+    except MediaError as error:
+        raise MediaError(f"Picture {number} of the video: {error}") from error
+
+
 def _explain(file: BinaryIO) -> str | None:
     file.seek(0)
     return explain("video", file.read(HEAD_BYTES))
@@ -79,16 +133,19 @@ def _say(error: Exception) -> str:
     if isinstance(error, _NoVideoError):
         return str(error)
     if isinstance(error, av.ArgumentError):
-        return "The video is in a format that is not supported."
+        return "The video is damaged, or in a format that is not supported."
     return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
 
 
 def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
     if _is_webp(file):
-        return _decode_webp(file, num_frames, transform, settings)
+        try:
+            return _decode_webp(file, num_frames, transform, settings)
+        except (OSError, EOFError, SyntaxError) as error:
+            raise MediaError("The video is a damaged WebP file.") from error
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
-        _check_size(stream.codec_context, settings)
+        _check_size(stream.codec_context.height, stream.codec_context.width, settings)
         if settings.decoder == "decord":
             mirror = _mirror(stream.codec_context, packets)
         elif _can_index(container, stream, packets):
@@ -251,7 +308,7 @@ def _every_frame(file: BinaryIO, threads: int, settings: Settings) -> Iterator[a
 
 
 def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
-    _check_size(frame, settings)
+    _check_size(frame.height, frame.width, settings)
     rgb = frame.to_ndarray(format="rgb24", threads=1)
     matrix = _display_matrix(frame)
     return rgb if matrix is None else _turn(rgb, matrix)
@@ -282,11 +339,9 @@ def _is_webp(file: BinaryIO) -> bool:
 
 
 def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
-    """Decode with Pillow: FFmpeg has no animated WebP."""
-    # Pillow's own limit warns, and then raises at twice the size.
-    Image.MAX_IMAGE_PIXELS = None
+    """Decode with Pillow, whose limit of pixels `image_decoder` has lifted: FFmpeg has no animated WebP."""
     with Image.open(file, formats=("WEBP",)) as image:
-        _check_size(image, settings)
+        _check_size(image.height, image.width, settings)
         count = image.n_frames
         _check_count(count, settings)
         wanted = sample_indices(count, num_frames)
@@ -301,11 +356,11 @@ def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings
     return np.stack([results[index] for index in wanted])
 
 
-def _check_size(frame, settings: Settings) -> None:
-    num_pixels = frame.width * frame.height
+def _check_size(height: int, width: int, settings: Settings) -> None:
+    num_pixels = width * height
     if num_pixels > settings.max_frame_pixels:
-        _refuse(f"has frames of {frame.width}x{frame.height} = {num_pixels} pixels", "max_frame_pixels", settings)
-    check_sides("The video", frame.height, frame.width)
+        _refuse(f"has frames of {width}x{height} = {num_pixels} pixels", "max_frame_pixels", settings)
+    check_sides("The video", height, width)
 
 
 def _check_count(count: int, settings: Settings) -> None:

@@ -67,11 +67,11 @@ _SIGNATURES = [
         "this model takes no sound",
         {
             "audio (WAV)": rb"(RIFF|RF64)....WAVE",
-            "audio (MP3)": rb"ID3[\x02-\x04]|\xff[\xe2-\xe7\xf2-\xf7\xfa\xfb]",
-            "audio (AAC)": rb"\xff[\xf0\xf1\xf8\xf9]",
+            "audio (MP3)": rb"ID3[\x02-\x04]|(\xff[\xe2-\xe7\xf2-\xf7\xfa\xfb]).{20,}?\1",
+            "audio (AAC)": rb"(\xff[\xf0\xf1\xf8\xf9]).{5,}?\1",
             "audio (M4A)": rb"....ftypM4[ABP]",
             "audio (FLAC)": rb"fLaC[\0\x80]",
-            "audio (Ogg)": rb"OggS.{24}.(\x01vorbis|OpusHead|\x7fFLAC|Speex )",
+            "audio (Ogg)": rb"OggS.{24}(\x01vorbis|OpusHead|\x7fFLAC|Speex )",
             "audio (AIFF)": rb"FORM....AIF[FC]",
             "audio (AMR)": rb"#!AMR",
             "audio (MIDI)": rb"MThd\0",
@@ -190,9 +190,10 @@ _TEXTS = [
         (
             "a web page (HTML)",
             "give the address of the file itself",
-            r"(<\?xml[^>]*>|<!--.*?-->|\s)*<(!doctype html|html|head|body|title|meta|script|style|div|p|h1|table)\b",
+            r"<(!doctype html|html|head|body|title|meta|script|style|div|p|h1|table)\b"
+            r"|<(\?xml|!--).*<(!doctype html|html)\b",
         ),
-        ("a drawing (SVG)", "convert it to PNG and send it as an image", r"(<\?xml.*)?(<!--.*)?(<!doctype.*)?<svg\b"),
+        ("a drawing (SVG)", "convert it to PNG and send it as an image", r"<((\?xml|!--|!doctype).*<)?svg\b"),
         ("an XML document", _THE_FILE, r"<\?xml|<[a-z][\w:.-]*[\s>/]"),
         ("JSON", _THE_FILE, r'\{\s*("|\}\s*$)|\[\s*([\[{"\d-]|\]\s*$)'),
         ("subtitles", _THE_FILE, r"WEBVTT|1\s*\n\d+:\d\d:\d\d[,.]\d+ -->"),
