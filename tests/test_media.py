@@ -175,7 +175,7 @@ CLIPS = {
     "array in a list": [RGB],
     "one clip of a batch": RGB[None],
     "images and arrays": [Image.fromarray(frame) if index % 2 else frame for index, frame in enumerate(RGB)],
-    "images with and without alpha": [Image.fromarray(frame).convert(m) for frame, m in zip(RGB, ["RGB", "RGBA"] * 6, strict=True)],
+    "images, one with alpha": [Image.fromarray(ALPHA[0]), *(Image.fromarray(frame) for frame in RGB[1:])],
 }
 
 
