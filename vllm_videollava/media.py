@@ -131,6 +131,16 @@ def _as_uint8(array: Any, kind: str) -> np.ndarray:
     return array
 
 
+def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
+    """Count the images and the videos that are handed over, by modality, without loading any."""
+    split = {"image": _split_images, "video": _split_videos}
+    return {
+        modality: len(split[modality](data))
+        for modality, data in mm_data.items()
+        if modality in split and data is not None
+    }
+
+
 def _split_images(data: Any) -> list[Any]:
     return list(data) if isinstance(data, list) or _ndim(data) == 4 else [data]
 

@@ -12,8 +12,9 @@ from vllm.renderers.hf import HfRenderer
 from vllm_videollava.compat import current_request_id
 from vllm_videollava.errors import MediaError
 from vllm_videollava.lengths import check_length
+from vllm_videollava.media import count_media
 from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders, split_placeholders
-from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, count_items
+from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, collapse_placeholders
 
 # Below vLLM's own logger, whose handlers and level hold for it.
 logger = init_logger(f"vllm.{__name__}")
@@ -107,9 +108,9 @@ class VideoLlavaRenderer(HfRenderer):
             return
         tokenizer, at_least = self.get_tokenizer(), error.parameter == "input_text"
         if at_least:
-            texts = split_placeholders(given["prompt"]) if given.get("multi_modal_data") else [given["prompt"]]
-            counts = {modality: texts.count(placeholder) for modality, placeholder in PLACEHOLDERS.items()}
-            num_text_tokens = -(-sum(map(len, texts[::2])) // tokenizer.max_chars_per_token)
+            counts = count_media(given.get("multi_modal_data") or {})
+            num_characters = sum(map(len, split_placeholders(given["prompt"])[::2]))
+            num_text_tokens = -(-num_characters // tokenizer.max_chars_per_token)
         else:
             token_ids = given.get("prompt_token_ids") or tokenizer.encode(
                 given["prompt"], add_special_tokens=params.add_special_tokens
@@ -126,13 +127,18 @@ class VideoLlavaRenderer(HfRenderer):
         )
 
     def _count_tokens(self, given, token_ids: Sequence[int]) -> tuple[dict[str, int], int]:
-        """Return the images and videos in a prompt, by modality, and the tokens of all else."""
-        placeholder_ids = self.get_tokenizer().placeholder_ids if given.get("multi_modal_data") else {}
-        counts = {
-            modality: count_items(token_ids, token_id, self._tokens_per_item[modality])
-            for modality, token_id in placeholder_ids.items()
-        }
-        return counts, sum(token_id not in placeholder_ids.values() for token_id in token_ids)
+        """Return the images and videos of a prompt, by modality, and the number of all other tokens.
+
+        Raises:
+            ValueError: the prompt's placeholders are not those of its images and videos.
+        """
+        media = given.get("multi_modal_data")
+        if not media:
+            return {}, len(token_ids)
+        counts, placeholder_ids = count_media(media), self.get_tokenizer().placeholder_ids
+        token_ids = collapse_placeholders(token_ids, placeholder_ids, counts, self._tokens_per_item)
+        check_placeholders(token_ids, placeholder_ids, counts)
+        return counts, len(token_ids) - sum(counts.values())
 
     @property
     def _tokens_per_item(self) -> dict[str, int]:
