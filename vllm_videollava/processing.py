@@ -85,8 +85,7 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return VideoLlavaDataParser(self.get_hf_config().pixel_format, background)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        context, tokens_per_item = self.ctx.model_config.max_model_len, self.get_hf_config().tokens_per_item
-        return {modality: context // tokens for modality, tokens in tokens_per_item.items()}
+        return {"image": None, "video": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         return self.get_hf_config().tokens_per_item

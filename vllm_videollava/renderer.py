@@ -50,29 +50,29 @@ class VideoLlavaRenderer(HfRenderer):
         with _name_prompt():
             return super().render_cmpl(*args, **kwargs)
 
-    def render_chat(self, conversations, *args, **kwargs):
+    def render_chat(self, conversations, chat_params, tok_params=None, **kwargs):
         with _name_prompt():
+            self._check_before_fetching(conversations, chat_params, tok_params)
             try:
-                return super().render_chat(conversations, *args, **kwargs)
+                return super().render_chat(conversations, chat_params, tok_params, **kwargs)
             except (MediaError, TemporaryError) as error:
                 raise _name_part(error, conversations) from error
 
-    async def render_chat_async(self, conversations, *args, **kwargs):
+    async def render_chat_async(self, conversations, chat_params, tok_params=None, **kwargs):
+        self._check_before_fetching(conversations, chat_params, tok_params)
         try:
-            return await super().render_chat_async(conversations, *args, **kwargs)
+            return await super().render_chat_async(conversations, chat_params, tok_params, **kwargs)
         except (MediaError, TemporaryError) as error:
             refusal = _name_part(error, conversations)
             _log(refusal)
             raise refusal from error
 
     def render_messages(self, messages, params):
-        self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = super().render_messages(messages, _with_default_template(params))
         return _without_sentinels(conversation), prompt
 
     async def render_messages_async(self, messages, params):
-        self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
         return _without_sentinels(conversation), prompt
@@ -185,9 +185,11 @@ class VideoLlavaRenderer(HfRenderer):
         self._check_prompt(prompt)
         return self._checked(await super().process_for_engine_async(prompt, *args, **kwargs))
 
-    def _check_before_fetching(self, messages: Sequence[Any], params) -> None:
-        self._check_options(params.media_io_kwargs, params.mm_processor_kwargs)
-        check_length(count_parts(messages), self._tokens_per_item, 0, self.model_config.max_model_len)
+    def _check_before_fetching(self, conversations, chat_params, tok_params: TokenizeParams | None) -> None:
+        self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
+        limit = (tok_params or self.default_chat_tok_params).max_total_tokens
+        for messages in conversations if limit is not None else ():
+            check_length(count_parts(messages), self._tokens_per_item, 0, limit)
 
     def _check_options(self, media_io_kwargs: object, mm_processor_kwargs: object) -> None:
         check_media_io_kwargs(media_io_kwargs, self._hf_config.num_frames)
