@@ -3,9 +3,11 @@
 import copy
 import json
 import pickle
+import re
+from functools import partial
 
 import pytest
-from checkpoints import change_config, copy_checkpoint
+from checkpoints import change_config, copy_checkpoint, write_transformers_checkpoint
 from original_format import write_json
 from random_checkpoint import CONFIG, TOWER
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -40,6 +42,11 @@ OFFICIAL = {
     "torch_dtype": "float16",
     "vocab_size": 32000,
 }
+
+
+def with_values(config, **values):
+    config.update(values)
+    return config
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -132,6 +139,96 @@ def test_the_engine_refuses_with_the_same_sentence(folder):
     change_config(folder, mm_projector_type="qformer")
     with pytest.raises(ValueError, match="mm_projector_type is 'qformer'"):
         EngineArgs(model=str(folder)).create_model_config()
+
+
+FRAMES = "this model always takes 8 frames of a video"
+NOT_OURS = "the weights fix; leave it out"
+REFUSED_FLAGS = {
+    "frames": ({"media_io_kwargs": {"video": {"num_frames": 32}}}, f"num_frames is 32; {FRAMES}"),
+    "rate": ({"media_io_kwargs": {"video": {"fps": 1}}}, f"fps is 1; {FRAMES}"),
+    "mistyped modality": ({"media_io_kwargs": {"videos": {"fps": 1}}}, "has the key 'videos'"),
+    "the connector's own": ({"media_io_kwargs": {"video_llava": {"image_size": 56}}}, "has the key 'video_llava'"),
+    "background": ({"media_io_kwargs": {"image": {"rgba_background_color": [0, 0]}}}, "rgba_background_color is"),
+    "mistyped option": ({"mm_processor_kwargs": {"image_aspect_ration": "pad"}}, "has the key 'image_aspect_ration'"),
+    "mistyped value": ({"mm_processor_kwargs": {"image_aspect_ratio": "fill"}}, "image_aspect_ratio is 'fill'"),
+    "argument": ({"mm_processor_kwargs": {"images": []}}, "has the key 'images'"),
+    "embeddings": ({"enable_mm_embeds": True}, "--enable-mm-embeds is set"),
+    "no tokenizer": ({"skip_tokenizer_init": True}, "--skip-tokenizer-init is set"),
+    "more frames": ({"hf_overrides": {"num_frames": 16}}, f"'num_frames', which {NOT_OURS}"),
+    "frames of the tower": (
+        {"hf_overrides": {"video_config": {"num_frames": 16}}},
+        f"'video_config', which {NOT_OURS}",
+    ),
+    "size": ({"hf_overrides": {"image_config": {"image_size": 112}}}, f"'image_config', which {NOT_OURS}"),
+    "layer": ({"hf_overrides": {"vision_feature_layer": -1}}, f"'vision_feature_layer', which {NOT_OURS}"),
+    "format": ({"hf_overrides": {"original_format": False}}, f"'original_format', which {NOT_OURS}"),
+    "the original's name": (
+        {"hf_overrides": {"mm_vision_select_layer": -1}},
+        f"'mm_vision_select_layer', which {NOT_OURS}",
+    ),
+    "transformers' name": (
+        {"hf_overrides": {"vision_config": {"image_size": 112}}},
+        f"'vision_config', which {NOT_OURS}",
+    ),
+    "misplaced": ({"hf_overrides": {"max_position_embeddings": 512}}, "no effect there; put it into 'text_config'"),
+    "misplaced rope": ({"hf_overrides": {"rope_parameters": {"rope_type": "linear", "factor": 2}}}, "no effect there"),
+    "frames by a function": (
+        {"hf_overrides": partial(with_values, num_frames=16)},
+        "num_frames is 16, but the video tower",
+    ),
+    "layer by a function": (
+        {"hf_overrides": partial(with_values, vision_feature_layer=9)},
+        "vision_feature_layer is 9",
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED_FLAGS.values(), ids=REFUSED_FLAGS)
+def test_flags_that_can_never_work_are_refused(checkpoint, options, message):
+    from vllm.engine.arg_utils import EngineArgs
+
+    with pytest.raises(ValueError, match=re.escape(message)):
+        EngineArgs(model=str(checkpoint), **options).create_model_config()
+
+
+def test_more_frames_are_refused_without_attention_over_time_too(checkpoint, tmp_path):
+    from vllm.engine.arg_utils import EngineArgs
+
+    folder = write_transformers_checkpoint(tmp_path / "transformers", checkpoint)
+    for options in ({"media_io_kwargs": {"video": {"num_frames": 16}}}, {"hf_overrides": {"num_frames": 16}}):
+        with pytest.raises(ValueError, match="num_frames"):
+            EngineArgs(model=str(folder), **options).create_model_config()
+
+
+def test_vllms_rust_frontend_is_refused(checkpoint, monkeypatch):
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match="VLLM_USE_RUST_FRONTEND is set; this model needs vLLM's Python frontend"):
+        EngineArgs(model=str(checkpoint)).create_model_config()
+
+
+ACCEPTED_FLAGS = [
+    {"media_io_kwargs": {"video": {"num_frames": 8, "fps": -1}, "image": {"rgba_background_color": [255, 255, 255]}}},
+    {"mm_processor_kwargs": {"image_aspect_ratio": "pad"}},
+    {"mm_processor_kwargs": {"image_aspect_ratio": None}},
+    {"mm_processor_device": "cpu"},
+    {
+        "hf_overrides": {
+            "text_config": {"max_position_embeddings": 512},
+            "architectures": [vllm_videollava.ARCHITECTURE],
+        }
+    },
+    {"hf_overrides": {"quantization_config_dict_json": "{}"}},
+    {"hf_overrides": partial(with_values, num_frames=8)},
+]
+
+
+@pytest.mark.parametrize("options", ACCEPTED_FLAGS, ids=str)
+def test_flags_that_can_work_are_taken(checkpoint, options):
+    from vllm.engine.arg_utils import EngineArgs
+
+    EngineArgs(model=str(checkpoint), **options).create_model_config()
 
 
 @pytest.mark.parametrize("values", [LlavaConfig().to_dict(), {**CONFIG, "mm_vision_tower": "openai/clip"}])

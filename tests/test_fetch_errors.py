@@ -16,7 +16,8 @@ from vllm.entrypoints.serve.exception_handling.error_response import create_erro
 from vllm.multimodal.media import MediaConnector, MediaIO
 
 from vllm_videollava.errors import MediaError
-from vllm_videollava.fetch_errors import REQUEST_TOO_LARGE, FetchError, fetch_refusals, translate
+from vllm_videollava.fetch_errors import REQUEST_TOO_LARGE, fetch_refusals, translate
+from vllm_videollava.temporary_errors import FetchError
 
 
 class BytesIO(MediaIO[bytes]):
@@ -197,6 +198,7 @@ BAD_ADDRESSES = [
     "http://127.0.0.1\0/",
     f"http://{'a' * 70}.example/",
     "http://\ud800/",
+    " http://127.0.0.1/",
 ]
 
 

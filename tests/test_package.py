@@ -114,21 +114,3 @@ def _answer(checkpoint: str, folder, path: str) -> dict:
     )
     assert output.returncode == 0, output.stderr[-3000:]
     return json.loads(next(line for line in output.stdout.splitlines() if line.startswith('{"from"')))
-
-
-def test_check_tells_what_is_installed(checkpoint, tmp_path):
-    command = [sys.executable, "-m", "vllm_videollava.cli", "check"]
-    report = subprocess.run([*command, str(checkpoint)], capture_output=True, text=True, check=True).stdout
-    for line in (
-        "plugin   found",
-        "decoder  PyAV",
-        "original format",
-        "136 tokens, 8 frames",
-        "temporal attention: yes",
-    ):
-        assert line in report
-    tiny = subprocess.run([*command, "tiny"], capture_output=True, text=True, check=True).stdout
-    assert "video: 400 tokens, 8 frames at 98 pixels" in tiny
-    refused = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert f"model    {tmp_path}:" in refused.stdout

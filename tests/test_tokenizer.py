@@ -4,13 +4,17 @@ import copy
 import json
 import pickle
 import random
+import re
 import shutil
 
 import pytest
+import sentencepiece
+from checkpoints import copy_checkpoint
 from conftest import TESTS
 from transformers import LlamaTokenizer
 from vllm.tokenizers.hf import maybe_make_thread_pool
 
+from vllm_videollava.config import register
 from vllm_videollava.tokenizer import VideoLlavaTokenizer
 
 DATA = TESTS / "data" / "tokenizer"
@@ -80,6 +84,50 @@ def test_a_checkpoint_without_tokenizer_model_is_refused(tmp_path):
         VideoLlavaTokenizer.from_pretrained(str(tmp_path))
 
 
+LITERALS = [
+    "What is <!video>?",
+    "<!image>",
+    "a <!!image><!video> b",
+    "<!video><!image>\n<!video>",
+    "  <!image>  ",
+    "é🎉<!video>\t<!image",
+    "<!videos> <!Video> <! image> <!>",
+]
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_escaped_placeholders_are_their_characters(tokenizer_and_expected, text):
+    tokenizer, _ = tokenizer_and_expected
+    model = sentencepiece.SentencePieceProcessor(model_file=str(DATA / "tokenizer.model"))
+    characters = re.sub("<!(!*(?:image|video)>)", r"<\1", text)
+    before, after = model.encode("USER: "), model.encode(f"\n{characters}")
+    assert tokenizer.encode(text) == [1, *model.encode(characters)]
+    assert tokenizer.encode(f"USER: <image>\n{text}") == [1, *before, tokenizer.placeholder_ids["image"], *after]
+
+
+@pytest.mark.parametrize("text", LITERALS)
+def test_escaped_placeholders_are_their_characters_in_transformers_format(checkpoint, transformers_folder, text):
+    tokenizer = VideoLlavaTokenizer.from_pretrained(str(transformers_folder))
+    # The same vocabulary with other names for the two placeholders.
+    plain = LlamaTokenizer.from_pretrained(checkpoint)
+    plain.add_tokens(["<picture>", "<clip>"], special_tokens=True)
+    characters = re.sub("<!(!*(?:image|video)>)", r"<\1", text)
+    assert tokenizer.encode(text) == plain.encode(characters)
+    for prompt in ("USER: <image>\n{}</s> <video> {}", "{}<image>", "<video>{} <video>"):
+        renamed = prompt.replace("<image>", "<picture>").replace("<video>", "<clip>")
+        ids = plain.encode(renamed.format(characters, characters))
+        assert tokenizer.encode(prompt.format(text, text)) == ids
+
+
+@pytest.fixture(scope="module")
+def transformers_folder(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("transformers")
+    plain = LlamaTokenizer.from_pretrained(checkpoint)
+    plain.add_tokens(["<image>", "<video>"], special_tokens=True)
+    plain.save_pretrained(folder)
+    return folder
+
+
 def test_the_tokenizer_of_transformers_format_travels(checkpoint, tmp_path):
     plain = LlamaTokenizer.from_pretrained(checkpoint)
     plain.add_tokens(["<image>", "<video>"], special_tokens=True)
@@ -93,3 +141,73 @@ def test_the_tokenizer_of_transformers_format_travels(checkpoint, tmp_path):
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer)), pool):
         assert other.encode(text) == plain.encode(text)
         assert other.placeholder_ids == tokenizer.placeholder_ids
+    escaped = "USER: <video>\n<!video>"
+    assert pool.encode(escaped) == copy.deepcopy(tokenizer).encode(escaped) == tokenizer.encode(escaped)
+    assert tokenizer([f"<s>{text}", escaped])["input_ids"] == [tokenizer.encode(text), tokenizer.encode(escaped)]
+
+
+def folder_with(tmp_path, **settings):
+    for name in ("tokenizer.model", "special_tokens_map.json"):
+        shutil.copy(DATA / name, tmp_path)
+    values = json.loads((DATA / "tokenizer_config.json").read_text()) | settings
+    settings = {name: value for name, value in values.items() if value is not None}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return str(tmp_path)
+
+
+def test_an_empty_special_token_is_found_nowhere(tmp_path):
+    tokenizer = VideoLlavaTokenizer.from_pretrained(folder_with(tmp_path, pad_token=""))
+    plain = VideoLlavaTokenizer.from_pretrained(str(DATA))
+    assert tokenizer.encode("a dog</s> and <image>") == plain.encode("a dog</s> and <image>")
+
+
+def test_bos_is_added_if_the_settings_do_not_say(tmp_path):
+    folder = folder_with(tmp_path, add_bos_token=None, add_eos_token=None)
+    plain = VideoLlavaTokenizer.from_pretrained(str(DATA))
+    assert VideoLlavaTokenizer.from_pretrained(folder).encode("a dog") == plain.encode("a dog")
+
+
+@pytest.mark.parametrize(("name", "value"), [("add_bos_token", False), ("add_eos_token", True)])
+@pytest.mark.parametrize("format", ["original", "transformers"])
+def test_other_settings_of_special_tokens_are_refused(tmp_path, transformers_folder, format, name, value):
+    if format == "original":
+        folder = folder_with(tmp_path, **{name: value})
+    else:
+        folder, plain = tmp_path, LlamaTokenizer.from_pretrained(transformers_folder)
+        plain.add_bos_token, plain.add_eos_token = True, False
+        setattr(plain, name, value)
+        plain.update_post_processor()
+        plain.save_pretrained(folder)
+    sentence = f"^The tokenizer's {name} is {str(value).lower()}; only {str(not value).lower()} is supported\\.$"
+    with pytest.raises(ValueError, match=sentence):
+        VideoLlavaTokenizer.from_pretrained(str(folder))
+
+
+def test_the_config_decides_whose_tokenisation_holds(checkpoint, tmp_path):
+    register()
+    folder = copy_checkpoint(checkpoint, tmp_path / "copy")
+    plain = LlamaTokenizer.from_pretrained(checkpoint)
+    plain.add_tokens(["<image>", "<video>"], special_tokens=True)
+    plain.save_pretrained(folder)
+    shutil.copy(checkpoint / "tokenizer.model", folder)
+    text = "USER: <video>\nWhat? <!video>"
+    ids = VideoLlavaTokenizer.from_pretrained(str(checkpoint)).encode(text)
+    assert VideoLlavaTokenizer.from_pretrained(str(folder)).encode(text) == ids
+
+
+def test_the_chat_template_is_llava_v1_whatever_the_checkpoint_has(tmp_path, transformers_folder):
+    messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "Is it <video>?"}]}]
+    copied = shutil.copytree(transformers_folder, tmp_path / "copy")
+    (copied / "chat_template.jinja").write_text("other")
+    original = folder_with(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("other")
+    for folder in (copied, original):
+        tokenizer = VideoLlavaTokenizer.from_pretrained(str(folder))
+        pool = maybe_make_thread_pool(copy.copy(tokenizer), 2)
+        for any_tokenizer in (tokenizer, copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer)), pool):
+            text = any_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert text.endswith("questions. USER: <video>\nIs it <!video>? ASSISTANT:")
+            ids = any_tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert ids == tokenizer.encode(text)
+            assert ids.count(tokenizer.placeholder_ids["video"]) == 1
+            assert "Is it <video>?" in tokenizer.decode(ids)

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 ARCHITECTURE = "VideoLlavaForConditionalGeneration"
+PLUGIN = "video_llava"
+"""The entry point's name, which VLLM_PLUGINS has to name if it is set."""
 
 
 def tiny_checkpoint() -> Path:

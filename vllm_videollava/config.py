@@ -1,6 +1,7 @@
 """One config class for both checkpoint formats, the original's and transformers'."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -8,6 +9,7 @@ from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
 from vllm_videollava import ARCHITECTURE
 from vllm_videollava.pixel_format import PixelFormat
+from vllm_videollava.request_options import shorten
 from vllm_videollava.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
 
 
@@ -71,7 +73,7 @@ class VideoLlavaConfig(PreTrainedConfig):
 
     @property
     def tokens_per_item(self) -> dict[str, int]:
-        """By modality."""
+        """By modality, the tokens that one image or video takes."""
         return {"image": self.tokens_per_image, "video": self.tokens_per_video}
 
     @property
@@ -98,6 +100,38 @@ def register() -> None:
 def is_original_format(config_dict: dict[str, Any]) -> bool:
     """Whether this is the config.json of the original code (LLaVA's has `text_config` or `mm_vision_tower`)."""
     return "mm_video_tower" in config_dict and "text_config" not in config_dict
+
+
+def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Callable) -> None:
+    """Check what vLLM's `hf_overrides` has made of a config.
+
+    Raises:
+        ValueError: an override changes what the weights mean, or has no effect.
+    """
+    for name in overrides if isinstance(overrides, Mapping) else ():
+        if name.startswith("mm_") or name in _names_of_architecture():
+            raise ValueError(f"hf_overrides has {shorten(name)}, which the weights fix; leave it out.")
+        if name in _own_fields(LlamaConfig):
+            raise ValueError(f"hf_overrides has {shorten(name)}, which has no effect there; put it into 'text_config'.")
+    tower = config.video_config
+    if tower.add_time_attn and config.num_frames != tower.num_frames:
+        raise ValueError(
+            f"num_frames is {shorten(config.num_frames)}, but the video tower attends over {tower.num_frames} frames; "
+            "the two must be equal."
+        )
+    _check_layer("vision_feature_layer", config.vision_feature_layer, config.image_config, tower)
+
+
+def _names_of_architecture() -> set[str]:
+    """Return the fields of either format, and of our own, that say what the towers and the projector are."""
+    from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
+
+    both = _own_fields(VideoLlavaConfig) | _own_fields(TransformersConfig)
+    return both - _own_fields(LlamaConfig) - {"text_config"}
+
+
+def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
 
 
 def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:

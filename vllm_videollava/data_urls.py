@@ -11,8 +11,8 @@ HEADER_CHARACTERS = 4096
 """Longest beginning of a data URL in which its data must begin."""
 
 # Some programs write commas into parameters without quotes, as in "codecs=vp8,opus".
-# An unquoted "<" or "data:" is already data: that of an SVG with another data URL in it.
-_PARAMETERS = r"""(?: ; (?: "(?:\\.|[^"\\])*" | (?!data:) [^;"<] )* )*?"""
+# An unquoted "data:" is already data: that of an SVG with another data URL in it.
+_PARAMETERS = r"""(?: ; (?: "(?:\\.|[^"\\])*" | (?!data:) [^;"] )* )*?"""
 _HEADER = re.compile(rf"\s* data: ([^;,]*) {_PARAMETERS} ; \s* base64 \s* ,", re.VERBOSE | re.IGNORECASE)
 
 _WHITE_SPACE = b" \t\n\r\f\v"

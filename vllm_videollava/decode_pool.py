@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -33,6 +34,7 @@ SECONDS_TO_START = 60
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
 MAX_SENTENCE = 500
+ENDING = "Nothing is decoded any more, because the server is shutting down."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 """What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
 
@@ -95,9 +97,11 @@ class DecodePool:
         self._most_running = [num_workers, num_workers + express, num_workers + 2 * express]
         self._lock = threading.Lock()
         self._queued: dict[Lane, deque[Job]] = {lane: deque() for lane in Lane}
-        self._running = dict.fromkeys(Lane, 0)
+        self._running: set[Job] = set()
+        self._dropped: set[Job] = set()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
+        self._users: WeakSet[object] = WeakSet()
         self._starting = self._closed = False
 
     def submit(self, job: Job) -> Future[np.ndarray]:
@@ -113,16 +117,38 @@ class DecodePool:
             threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
         return job.future
 
+    def add_user(self, user: object) -> None:
+        with self._lock:
+            self._users.add(user)
+
+    def remove_user(self, user: object) -> None:
+        """Drop what waits and what is done, if nobody is left who could want it."""
+        with self._lock:
+            self._users.discard(user)
+            if self._users:
+                return
+        self._drop_all()
+
     def close(self) -> None:
-        """Drop what waits, and end the workers with what they do, for good."""
+        """Drop everything, and end the workers for good."""
         with self._lock:
             self._closed = True
+            idle, self._idle = self._idle, []
+        self._drop_all()
+        for worker in idle:
+            worker.kill()
+
+    def _drop_all(self) -> None:
+        with self._lock:
             queued = [job for jobs in self._queued.values() for job in jobs]
-            workers = [*self._idle, *self._busy]
-            self._idle.clear()
+            for jobs in self._queued.values():
+                jobs.clear()
+            self._dropped |= self._running
+            busy = list(self._busy)
         for job in queued:
-            job.future.cancel()
-        for worker in workers:
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(DecoderUnavailableError(ENDING))
+        for worker in busy:
             worker.kill()
 
     def _forget(self, job: Job) -> None:
@@ -136,23 +162,22 @@ class DecodePool:
                 job = next((self._queued[lane].popleft() for lane in reversed(Lane) if self._may_run(lane)), None)
                 if job is None:
                     return None
-                self._running[job.lane] += 1
+                self._running.add(job)
             if job.future.set_running_or_notify_cancel():
                 return job
             self._release(job)
 
     def _may_run(self, lane: Lane) -> bool:
-        running = 0
-        for other in Lane:
-            running += self._running[other]
-            # A job counts among those of its own lane and of all that are faster.
-            if other >= lane and running >= self._most_running[other]:
-                return False
-        return bool(self._queued[lane])
+        # A job counts among those of its own lane and of all that are faster.
+        most = zip(Lane, self._most_running, strict=True)
+        return bool(self._queued[lane]) and all(
+            sum(job.lane <= other for job in self._running) < limit for other, limit in most if other >= lane
+        )
 
     def _release(self, job: Job) -> None:
         with self._lock:
-            self._running[job.lane] -= 1
+            self._running.discard(job)
+            self._dropped.discard(job)
 
     def _work(self, job: Job | None) -> None:
         """Decode a job, and then others as long as any may run."""
@@ -168,10 +193,10 @@ class DecodePool:
         worker = self._idle_worker() or _Worker()
         with self._lock:
             self._busy.add(worker)
-            closed, threads = self._closed, self._threads() if job.threaded else 1
+            dropped, threads = job in self._dropped, self._threads() if job.threaded else 1
         try:
-            if closed:
-                raise DecoderUnavailableError("Nothing is decoded any more: the server ends.")
+            if dropped:
+                raise DecoderUnavailableError(ENDING)
             self._start_spare()
             return worker.run(job, threads, self._settings)
         finally:
@@ -209,7 +234,7 @@ class DecodePool:
 
     def _threads(self) -> int:
         """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
-        return max(1, min(MAX_THREADS, self._num_cores // sum(self._running.values())))
+        return max(1, min(MAX_THREADS, self._num_cores // len(self._running)))
 
 
 class _Worker:

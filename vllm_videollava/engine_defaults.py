@@ -9,7 +9,9 @@ from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
 from vllm_videollava import media_connector
+from vllm_videollava.config import check_overrides
 from vllm_videollava.envs import read_settings
+from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
 
 TOKENIZER_MODE = "video_llava"
 """Also the renderer's name: vLLM looks both up under the tokenizer mode."""
@@ -27,7 +29,21 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
             raise ValueError(f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; this model has its own.")
         # Now, rather than at the first request.
         read_settings()
+        _check_frontend(model_config)
+        check_overrides(model_config.hf_config, model_config.hf_overrides)
+        check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
+        check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
         os.environ["VLLM_MEDIA_CONNECTOR"] = media_connector.NAME
+
+
+def _check_frontend(model_config) -> None:
+    """Refuse settings under which requests would pass by the tokenizer, the renderer or the decoder."""
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise ValueError("VLLM_USE_RUST_FRONTEND is set; this model needs vLLM's Python frontend.")
+    if model_config.skip_tokenizer_init:
+        raise ValueError("--skip-tokenizer-init is set; this model needs its tokenizer to place images and videos.")
+    if model_config.multimodal_config.enable_mm_embeds:
+        raise ValueError("--enable-mm-embeds is set; this model does not take embeddings of images and videos.")
 
 
 def register(architecture: str) -> None:

@@ -16,10 +16,11 @@ import requests
 import urllib3
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 from vllm import connections
-from vllm.exceptions import GracefulHTTPError, VLLMUnprocessableEntityError
+from vllm.exceptions import VLLMUnprocessableEntityError
 
 from vllm_videollava.envs import variable
 from vllm_videollava.errors import MediaError
+from vllm_videollava.temporary_errors import FetchError
 
 MAX_URL_CHARACTERS = 8192
 """Of a URL that is not a data URL. vLLM parses URLs where all requests wait for it."""
@@ -43,21 +44,6 @@ TRANSIENT = (aiohttp.ClientError, OSError, urllib3.exceptions.HTTPError, http.cl
 """OSError includes time-outs, and what requests raises."""
 # vLLM has it from 0.33 on.
 REQUEST_TOO_LARGE = getattr(connections, "MediaRequestDownloadSizeExceededError", ())
-
-
-class FetchError(GracefulHTTPError):
-    """A medium cannot be fetched now, but perhaps later; vLLM's server answers with HTTP 502, which clients try again.
-
-    Args:
-        sentence: why, in coarse words.
-        detail: more, for the log only.
-        url: where the client said that the medium is.
-    """
-
-    def __init__(self, sentence: str, *, detail: str | None = None, url: str | None = None) -> None:
-        super().__init__(sentence, HTTPStatus.BAD_GATEWAY)
-        self.detail = detail
-        self.url = url
 
 
 @contextmanager

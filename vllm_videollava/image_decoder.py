@@ -1,51 +1,68 @@
 """Decoding an image file."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pillow_heif
+from PIL import Image, UnidentifiedImageError
 
 from vllm_videollava.errors import MediaError, check_sides
+from vllm_videollava.file_kinds import HEAD_BYTES, explain
+from vllm_videollava.rgb import Colour, to_rgb
 
 FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
     *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 """Pillow's names of those of its formats that start no other program."""
 
+# These two are for the whole process, which is a worker that has imported this before its first file.
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+# Pillow's own limit warns, and then raises at twice the size.
+Image.MAX_IMAGE_PIXELS = None
+
 
 def decode_image(
-    file: BinaryIO, transform: Callable[[np.ndarray], np.ndarray], max_pixels: int, background=None
+    file: BinaryIO,
+    transform: Callable[[np.ndarray], np.ndarray],
+    max_pixels: int,
+    background: Colour | None = None,
 ) -> np.ndarray:
-    """Decode the first picture of an image file, convert it as the original code does, and apply `transform`.
+    """Decode the first picture of an image file, convert it to RGB, and apply `transform`.
 
     Args:
         file: the image, open for reading.
-        transform: from the upright picture, uint8 `[H, W, 3]`, RGB without
-            transparency, to what is wanted of it.
+        transform: from the upright picture, uint8 `[H, W, 3]`, to what is
+            wanted of it.
         max_pixels: of the largest image, 0 for no limit; vLLM's VLLM_MAX_IMAGE_PIXELS.
+        background: see `to_rgb`.
 
     Returns:
         What `transform` returned.
 
     Raises:
-        MediaError: the file is no image that can be decoded, has too many pixels, or is too narrow.
+        MediaError: the file is not an image that can be decoded, has too many pixels, or is too narrow.
     """
-    # Pillow's own limit warns, and then raises at twice the size.
-    Image.MAX_IMAGE_PIXELS = None
+    return transform(_decode(file, max_pixels, background))
+
+
+def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.ndarray:
+    head = file.read(HEAD_BYTES)
     try:
         with Image.open(file, formats=FORMATS) as image:
             _check_size(image, max_pixels)
-            # Damaged EXIF data is no reason to refuse a picture.
-            with suppress(SyntaxError, ValueError, KeyError, TypeError):
-                ImageOps.exif_transpose(image, in_place=True)
-            return transform(np.asarray(image.convert("RGB")))
-    except UnidentifiedImageError as error:
-        raise MediaError("The image is damaged, or in a format that is not supported.") from error
+            rgb = to_rgb(image, background)
+            # A HEIF file may hold more pixels than it says at first.
+            _check_size(image, max_pixels)
+            return rgb
+    except MediaError:
+        raise
+    except (UnidentifiedImageError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
+        sentence = "The image is damaged, or in a format that is not supported."
+        raise MediaError(explain("image", head) or sentence) from error
     except OSError as error:
-        raise MediaError(f"The image cannot be decoded: {error}.") from error
+        raise MediaError(explain("image", head) or f"The image cannot be decoded: {error}.") from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

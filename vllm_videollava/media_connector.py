@@ -10,11 +10,13 @@ from vllm import envs
 from vllm.multimodal.media import MediaConnector, MediaWithBytes
 
 from vllm_videollava.data_urls import split_data_url
+from vllm_videollava.decode_pool import DecoderUnavailableError
 from vllm_videollava.errors import MediaError
 from vllm_videollava.fetch_errors import fetch_refusals
 from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.request_options import background_colour
+from vllm_videollava.temporary_errors import DecodeError
 
 NAME = "video_llava"
 """Of the connector, in VLLM_MEDIA_CONNECTOR."""
@@ -47,6 +49,7 @@ class VideoLlavaMediaConnector(MediaConnector):
 
     Raises:
         MediaError: the medium cannot be fetched or decoded, or goes beyond a setting.
+        TemporaryError: that may be different later.
     """
 
     def __init__(
@@ -97,8 +100,10 @@ def _read_data_url(kind: str, url: str) -> MediaFile:
 
 @contextmanager
 def _naming(url: str) -> Iterator[None]:
-    """Let refusals know the URL that a client gave, so that its place in the request can be named."""
+    """Let errors know the URL that a client gave, so that its place in the request can be named."""
     try:
         yield
     except MediaError as error:
         raise MediaError(str(error), detail=error.detail, url=url) from error
+    except DecoderUnavailableError as error:
+        raise DecodeError(str(error), url=url) from error

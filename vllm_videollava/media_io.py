@@ -18,11 +18,11 @@ from vllm_videollava.envs import read_settings, variable
 from vllm_videollava.errors import MediaError
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage, frame_pixels, prepare_image
+from vllm_videollava.rgb import Colour
 
 DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
 DECODE_VIDEO = "vllm_videollava.clip_decoder:decode_frames"
 DECODE_PICTURES = "vllm_videollava.clip_decoder:decode_picture_sequence"
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -139,18 +139,14 @@ class MediaDecoder:
         return shared_pool().submit(job)
 
 
-def check_decoding(num_sharers: int = 1) -> None:
+def check_decoding() -> None:
     """Decode a small picture, so that an installation that cannot do it fails now and not at the first request.
-
-    Args:
-        num_sharers: see `shared_pool`.
 
     Raises:
         RuntimeError: decoding does not work here.
     """
     if not sys.platform.startswith("linux"):
         raise RuntimeError(f"Images and videos are decoded on Linux only; this is {sys.platform}.")
-    shared_pool(num_sharers)
     try:
         pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
     except MediaError as error:

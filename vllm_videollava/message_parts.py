@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vllm_videollava.errors import MediaError
+from vllm_videollava.temporary_errors import TemporaryError
 
 MODALITIES = ("image", "video")
+Refusal = MediaError | TemporaryError
 
 
 def count_media(messages: Sequence[Any]) -> Counter[str]:
@@ -14,12 +16,12 @@ def count_media(messages: Sequence[Any]) -> Counter[str]:
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
-def name_part(error: MediaError, messages: Sequence[Any]) -> MediaError:
+def name_part(error: Refusal, messages: Sequence[Any]) -> Refusal:
     """Say which part of which message an error is about, if it is about one that a client named by its URL."""
     for message_number, part_number, part in _parts(messages) if error.url else ():
         if error.url in _urls(part):
             sentence = f"Message {message_number}, part {part_number}: {error}"
-            return MediaError(sentence, detail=error.detail, url=error.url)
+            return type(error)(sentence, detail=error.detail, url=error.url)
     return error
 
 

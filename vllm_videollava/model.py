@@ -22,13 +22,13 @@ from vllm.sequence import IntermediateTensors
 from vllm.utils.tensor_schema import TensorSchema, TensorShape
 
 from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.placeholders import sentinel
 from vllm_videollava.processing import (
     VideoLlavaDummyInputsBuilder,
     VideoLlavaMultiModalProcessor,
     VideoLlavaProcessingInfo,
 )
 from vllm_videollava.projector import MultiModalProjector
-from vllm_videollava.tokenizer import PLACEHOLDERS
 from vllm_videollava.tower import LanguageBindTower
 from vllm_videollava.tower_config import TowerConfig
 from vllm_videollava.weights import NAMES, StrictWeightsLoader
@@ -70,7 +70,8 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        return PLACEHOLDERS.get(modality)
+        # Needed for templates that take strings only; the tokenizer makes placeholders of them.
+        return sentinel(modality)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()

@@ -16,6 +16,7 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PADDING = tuple(int(mean * 255) for mean in IMAGE_MEAN)
 BICUBIC_A = -0.75
 """PyTorch's constant of cubic convolution; Pillow has -0.5."""
+ROWS_AT_A_TIME = 256
 
 
 class PreparedImage(np.ndarray):
@@ -35,10 +36,8 @@ def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = Fals
     Returns:
         uint8 `[size, size, 3]`.
     """
-    if pad and not original:
-        rgb = _pad_to_square(rgb)
     if not original:
-        return _pillow_pixels(rgb, size)
+        return _padded_pillow_pixels(rgb, size) if pad else _pillow_pixels(rgb, size)
     height, width, _ = rgb.shape
     if pad:
         return _sample(rgb, (size, size), size, _bicubic_taps, square=max(height, width))
@@ -133,17 +132,47 @@ def _within(first: np.ndarray, offsets: np.ndarray, length: int) -> np.ndarray:
     return (first.astype(int) + offsets[:, None]).clip(0, length - 1)
 
 
-def _pad_to_square(rgb: np.ndarray) -> np.ndarray:
-    height, width, _ = rgb.shape
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.full((side, side, 3), PADDING, np.uint8)
-    square[top : top + height, left : left + width] = rgb
-    return square
-
-
 def _pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
     height, width = _scaled_size(*rgb.shape[:2], size)
     image = Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC)
     top, left = (height - size) // 2, (width - size) // 2
     return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def _padded_pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
+    """Resize the square of the mean colour with the image in its middle, but make only the parts near the image.
+
+    Pillow resizes rows first, and each on its own; of all that is none of the
+    image the mean colour is left.
+    """
+    height, width, _ = rgb.shape
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    first, last = _reached_pixels(left, width, side, size)
+    # What the image reaches of the square's width, and where that begins and ends among the old pixels.
+    edges = first * side / size, last * side / size
+    start, stop = math.floor(edges[0]), math.ceil(edges[1])
+    narrow = np.full((side, size, 3), PADDING, np.uint8)
+    near = np.full((ROWS_AT_A_TIME, stop - start, 3), PADDING, np.uint8)
+    for row in range(0, height, ROWS_AT_A_TIME):
+        num_rows = min(ROWS_AT_A_TIME, height - row)
+        near[:num_rows, left - start : left - start + width] = rgb[row : row + num_rows]
+        box = (edges[0] - start, 0, edges[1] - start, num_rows)
+        image = Image.fromarray(near[:num_rows]).resize((last - first, num_rows), Image.Resampling.BICUBIC, box)
+        narrow[top + row : top + row + num_rows, first:last] = image
+    return np.asarray(Image.fromarray(narrow).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _reached_pixels(left: int, width: int, side: int, size: int) -> tuple[int, int]:
+    """Return the first of the `size` new pixels of a row that an image at `left` may reach, and the one past the last.
+
+    Where they lie among the old pixels is a number of 32nds or so, which
+    Pillow's box of 32-bit floats holds exactly.
+    """
+    step = size // (size & -size)
+    scale = side / size
+    # A new pixel is made of those within 2 of it; whoever is made of some of the image must be whole.
+    reach = 4 * max(scale, 1) + 2
+    first = math.floor((left - reach) / scale / step) * step
+    last = math.ceil((left + width + reach) / scale / step) * step
+    return max(first, 0), min(last, size)

@@ -23,9 +23,9 @@ from vllm.multimodal.processing import (
 from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.media import VideoLlavaDataParser
 from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
-from vllm_videollava.prompt import check_placeholders
+from vllm_videollava.placeholders import PLACEHOLDERS
+from vllm_videollava.prompt import check_placeholders, collapse_placeholders
 from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs
-from vllm_videollava.tokenizer import PLACEHOLDERS
 
 
 class VideoLlavaProcessor:
@@ -145,16 +145,21 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
                 vLLM adds the data itself to what is raised later.
         """
         check_mm_processor_kwargs(inputs.hf_processor_mm_kwargs)
-        tokenizer = self.info.get_tokenizer()
-        check_placeholders(inputs.prompt, tokenizer.placeholder_ids, inputs.mm_data_items.get_all_counts())
         self._check_prepared(inputs.mm_data_items)
-        return super().apply(_with_own_ids(inputs), timing_ctx)
+        return super().apply(_with_own_ids(self._with_single_placeholders(inputs)), timing_ctx)
 
     def _check_prepared(self, items: MultiModalDataItems) -> None:
         shape = self.info.get_hf_config().pixel_format.image_shape
         for image in items["image"].get_all() if "image" in items else ():
             if isinstance(image, PreparedImage) and (image.shape != shape or image.dtype != np.uint8):
                 raise ValueError(f"An image was decoded to {image.dtype} {list(image.shape)}, not {list(shape)}.")
+
+    def _with_single_placeholders(self, inputs):
+        placeholder_ids = self.info.get_tokenizer().placeholder_ids
+        counts, tokens_per_item = inputs.mm_data_items.get_all_counts(), self.info.get_hf_config().tokens_per_item
+        prompt = collapse_placeholders(inputs.prompt, placeholder_ids, counts, tokens_per_item)
+        check_placeholders(prompt, placeholder_ids, counts)
+        return dataclasses.replace(inputs, prompt=prompt)
 
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
@@ -167,8 +172,7 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
-        config = self.info.get_hf_config()
-        counts = {"image": config.tokens_per_image, "video": config.tokens_per_video}
+        counts = self.info.get_hf_config().tokens_per_item
         return [
             PromptReplacement(modality=modality, target=[token_id], replacement=[token_id] * counts[modality])
             for modality, token_id in self.info.get_tokenizer().placeholder_ids.items()

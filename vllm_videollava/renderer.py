@@ -6,18 +6,23 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
+from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
+from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
 from vllm_videollava.compat import api_process_count, current_prompt, current_request_id
+from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.errors import MediaError
 from vllm_videollava.lengths import check_length
 from vllm_videollava.media_connector import media_become
 from vllm_videollava.media_io import check_decoding
-from vllm_videollava.message_parts import count_media, name_part
-from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
+from vllm_videollava.message_parts import Refusal, count_media, name_part
+from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders, split_placeholders
+from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, count_items
 from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.temporary_errors import TemporaryError
 
 # Below vLLM's own logger, whose handlers and level hold for it.
 logger = init_logger(f"vllm.{__name__}")
@@ -33,7 +38,12 @@ class VideoLlavaRenderer(HfRenderer):
     def __init__(self, config, tokenizer) -> None:
         super().__init__(config, tokenizer)
         self._hf_config = config.model_config.hf_config
-        check_decoding(api_process_count(config))
+        shared_pool(api_process_count(config)).add_user(self)
+        check_decoding()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        shared_pool().remove_user(self)
 
     def render_cmpl(self, *args, **kwargs):
         with _name_prompt():
@@ -43,13 +53,13 @@ class VideoLlavaRenderer(HfRenderer):
         with _name_prompt():
             try:
                 return super().render_chat(conversations, *args, **kwargs)
-            except MediaError as error:
+            except (MediaError, TemporaryError) as error:
                 raise _name_part(error, conversations) from error
 
     async def render_chat_async(self, conversations, *args, **kwargs):
         try:
             return await super().render_chat_async(conversations, *args, **kwargs)
-        except MediaError as error:
+        except (MediaError, TemporaryError) as error:
             refusal = _name_part(error, conversations)
             _log(refusal)
             raise refusal from error
@@ -57,12 +67,107 @@ class VideoLlavaRenderer(HfRenderer):
     def render_messages(self, messages, params):
         self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
-            return super().render_messages(messages, _with_default_template(params))
+            conversation, prompt = super().render_messages(messages, _with_default_template(params))
+        return _without_sentinels(conversation), prompt
 
     async def render_messages_async(self, messages, params):
         self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
-            return await super().render_messages_async(messages, _with_default_template(params))
+            conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
+        return _without_sentinels(conversation), prompt
+
+    def tokenize_prompt(self, prompt, params):
+        given = dict(prompt)
+        try:
+            tokenized = super().tokenize_prompt(prompt, params)
+        except VLLMValidationError as error:
+            self._explain_length(error, given, params)
+            raise
+        self._check_length(given, tokenized, params)
+        return tokenized
+
+    async def tokenize_prompt_async(self, prompt, params):
+        given = dict(prompt)
+        try:
+            tokenized = await super().tokenize_prompt_async(prompt, params)
+        except VLLMValidationError as error:
+            self._explain_length(error, given, params)
+            raise
+        self._check_length(given, tokenized, params)
+        return tokenized
+
+    def _check_length(self, given, tokenized, params: TokenizeParams) -> None:
+        """Refuse a prompt that is too long once images and videos take their tokens, or that has lost one of them."""
+        token_ids = tokenized.get("prompt_token_ids")
+        if token_ids is None:
+            return
+        if params.truncate_prompt_tokens is not None:
+            self._check_truncation(given, token_ids, params.truncate_prompt_tokens)
+        elif params.max_total_tokens is not None:
+            counts, num_text_tokens = self._count_tokens(given, token_ids)
+            check_length(counts, self._tokens_per_item, num_text_tokens, params.max_total_tokens)
+
+    def _check_truncation(self, given, token_ids: Sequence[int], limit: int) -> None:
+        if not given.get("multi_modal_data"):
+            return
+        for modality, token_id in self.get_tokenizer().placeholder_ids.items():
+            if "prompt_token_ids" in given:
+                before = given["prompt_token_ids"].count(token_id)
+            else:
+                before = split_placeholders(given["prompt"]).count(PLACEHOLDERS[modality])
+            if lost := before - token_ids.count(token_id):
+                raise ValueError(
+                    f"truncate_prompt_tokens={limit} cuts {lost} of {before} {modality}(s) off the prompt; "
+                    "raise it or shorten the text."
+                )
+
+    def _truncate_expanded_prompt(self, engine_input, params) -> None:
+        # vLLM calls this, from 0.31 on, once images and videos have taken their tokens.
+        try:
+            super()._truncate_expanded_prompt(engine_input, params)
+        except VLLMValidationError as error:
+            image, video = (self._tokens_per_item[modality] for modality in ("image", "video"))
+            raise ValueError(
+                f"truncate_prompt_tokens={params.truncate_prompt_tokens} cuts into an image or a video: an image takes "
+                f"{image} tokens, a video {video}; raise it or shorten the text."
+            ) from error
+
+    def _explain_length(self, error: VLLMValidationError, given, params: TokenizeParams) -> None:
+        """Raise in place of vLLM's sentence about a prompt that is too long one that counts images and videos, too."""
+        if error.parameter not in ("input_text", "input_tokens") or "prompt_embeds" in given:
+            return
+        tokenizer, at_least = self.get_tokenizer(), error.parameter == "input_text"
+        if at_least:
+            texts = split_placeholders(given["prompt"]) if given.get("multi_modal_data") else [given["prompt"]]
+            counts = {modality: texts.count(placeholder) for modality, placeholder in PLACEHOLDERS.items()}
+            num_text_tokens = -(-sum(map(len, texts[::2])) // tokenizer.max_chars_per_token)
+        else:
+            token_ids = given.get("prompt_token_ids") or tokenizer.encode(
+                given["prompt"], add_special_tokens=params.add_special_tokens
+            )
+            counts, num_text_tokens = self._count_tokens(given, token_ids)
+        check_length(
+            counts,
+            self._tokens_per_item,
+            num_text_tokens,
+            params.max_total_tokens,
+            # vLLM 0.29 and 0.30 keep what max_tokens asks for.
+            num_output_tokens=max(1, params.max_total_tokens - params.max_input_tokens),
+            at_least=at_least,
+        )
+
+    def _count_tokens(self, given, token_ids: Sequence[int]) -> tuple[dict[str, int], int]:
+        """Return the images and videos in a prompt, by modality, and the tokens of all else."""
+        placeholder_ids = self.get_tokenizer().placeholder_ids if given.get("multi_modal_data") else {}
+        counts = {
+            modality: count_items(token_ids, token_id, self._tokens_per_item[modality])
+            for modality, token_id in placeholder_ids.items()
+        }
+        return counts, sum(token_id not in placeholder_ids.values() for token_id in token_ids)
+
+    @property
+    def _tokens_per_item(self) -> dict[str, int]:
+        return self._hf_config.tokens_per_item
 
     def process_for_engine(self, prompt, *args, **kwargs):
         self._check_prompt(prompt)
@@ -74,8 +179,7 @@ class VideoLlavaRenderer(HfRenderer):
 
     def _check_before_fetching(self, messages: Sequence[Any], params) -> None:
         self._check_options(params.media_io_kwargs, params.mm_processor_kwargs)
-        config = self._hf_config
-        check_length(count_media(messages), config.tokens_per_item, 0, self.model_config.max_model_len)
+        check_length(count_media(messages), self._tokens_per_item, 0, self.model_config.max_model_len)
 
     def _check_options(self, media_io_kwargs: object, mm_processor_kwargs: object) -> None:
         check_media_io_kwargs(media_io_kwargs, self._hf_config.num_frames)
@@ -91,14 +195,14 @@ class VideoLlavaRenderer(HfRenderer):
         return engine_input
 
 
-def _name_part(error: MediaError, conversations: Sequence[Sequence[Any]]) -> MediaError:
+def _name_part(error: Refusal, conversations: Sequence[Sequence[Any]]) -> Refusal:
     for messages in conversations:
         if (named := name_part(error, messages)) is not error:
             return named
     return error
 
 
-def _log(refusal: MediaError) -> None:
+def _log(refusal: Refusal) -> None:
     request_id = current_request_id()
     request = f"Request {request_id}" if request_id else "A request"
     logger.warning("%s refused: %s%s", request, refusal, f" ({refusal.detail})" if refusal.detail else "")
@@ -109,7 +213,7 @@ def _name_prompt() -> Iterator[None]:
     """Say which prompt an error is about, and which file, if it is one of several that are rendered offline."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TemporaryError) as error:
         number, count = current_prompt() or (1, 1)
         if count > 1 and error.args:
             # In place, because vLLM's own errors have more to them than their sentence.
@@ -129,3 +233,13 @@ def _with_default_template(params):
     # vLLM would take one from the checkpoint first, and those published with
     # transformers' format do not give this conversation.
     return params if params.chat_template else dataclasses.replace(params, chat_template=CHAT_TEMPLATE)
+
+
+def _without_sentinels(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The option `echo` answers with a message of it.
+    return [
+        {**message, "content": show_placeholders(message["content"])}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in conversation
+    ]

@@ -1,20 +1,51 @@
 """Text to token ids, placeholders included, as each format's own code does it."""
 
 import copy
+import json
 import re
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer, BatchEncoding, LlamaTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoTokenizer, BatchEncoding, LlamaTokenizer, PreTrainedTokenizerBase
 from vllm.tokenizers.hf import get_cached_tokenizer
 
-PLACEHOLDERS = {"image": "<image>", "video": "<video>"}
+from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.placeholders import PLACEHOLDERS, hide_placeholders, is_escaped, sentinel, unescape
+from vllm_videollava.prompt import CHAT_TEMPLATE, escape_all, prepare_conversation
 
 _PREFIX = "▁"
 
 
-class OriginalTokenizer(LlamaTokenizer):
+class ChatTemplateMixin:
+    """Renders conversations in which only parts are media, for whatever template."""
+
+    def apply_chat_template(
+        self, conversation, tools=None, documents=None, chat_template=None, **kwargs
+    ) -> str | list[int] | list[str] | list[list[int]] | BatchEncoding:
+        """Render as transformers does, but see `prepare_conversation`; without a template, llava_v1.
+
+        A rendered text gives the same token ids as the conversation.
+        """
+        return super().apply_chat_template(
+            prepare_conversation(conversation),
+            escape_all(tools),
+            escape_all(documents),
+            chat_template,
+            **escape_all(kwargs),
+        )
+
+    def _tokenize_each(
+        self, texts: list[str], padding: bool | str, max_length: int | None, return_tensors: str | None, **kwargs: Any
+    ) -> BatchEncoding:
+        encodings = [self(text, max_length=max_length, **kwargs) for text in texts]
+        columns = {name: [encoding[name] for encoding in encodings] for name in ("input_ids", "attention_mask")}
+        return self.pad(columns, padding, max_length, return_tensors=return_tensors)
+
+
+class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
     """Tokenises each piece between placeholders on its own, as the original code does.
 
     The ids are those of the slow `LlamaTokenizer` of transformers 4.31, which
@@ -46,7 +77,9 @@ class OriginalTokenizer(LlamaTokenizer):
         """Strings that are one id each and end a run of words: placeholders, special and added tokens."""
         placeholders = {PLACEHOLDERS[modality]: token_id for modality, token_id in self.placeholder_ids.items()}
         special = dict(zip(self.all_special_tokens, self.all_special_ids, strict=True))
-        return {**self.get_added_vocab(), **special, **placeholders}
+        separators = {**self.get_added_vocab(), **special, **placeholders}
+        # A checkpoint may have an empty special token, which would be found everywhere.
+        return {content: token_id for content, token_id in separators.items() if content}
 
     @cached_property
     def _separator_pattern(self) -> re.Pattern:
@@ -54,7 +87,16 @@ class OriginalTokenizer(LlamaTokenizer):
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def __call__(
-        self, text, text_pair=None, *, add_special_tokens=True, truncation=False, max_length=None, **kwargs
+        self,
+        text,
+        text_pair=None,
+        *,
+        add_special_tokens=True,
+        padding=False,
+        truncation=False,
+        max_length=None,
+        return_tensors=None,
+        **kwargs,
     ) -> BatchEncoding:
         """Tokenise one text or a list of them.
 
@@ -62,13 +104,15 @@ class OriginalTokenizer(LlamaTokenizer):
         added, so that a chat template may write it.
         """
         if text_pair is not None or kwargs.get("return_offsets_mapping"):
-            raise ValueError("Neither pairs of texts nor offsets of tokens are supported.")
-        limit = max_length if truncation else None
-        if isinstance(text, str):
-            ids = self._encode(text, add_special_tokens, limit)
-            return BatchEncoding({"input_ids": ids, "attention_mask": [1] * len(ids)})
-        batch = [self._encode(item, add_special_tokens, limit) for item in text]
-        return BatchEncoding({"input_ids": batch, "attention_mask": [[1] * len(ids) for ids in batch]})
+            raise ValueError("Text pairs and offsets of tokens are not supported.")
+        if not isinstance(text, str):
+            options = {"add_special_tokens": add_special_tokens, "truncation": truncation}
+            return self._tokenize_each(text, padding, max_length, return_tensors, **options)
+        ids = self._encode(text, add_special_tokens, max_length if truncation else None)
+        encoding = {"input_ids": ids, "attention_mask": [1] * len(ids)}
+        if padding:
+            encoding = self.pad(encoding, padding, max_length).data
+        return BatchEncoding(encoding, tensor_type=return_tensors, prepend_batch_axis=return_tensors is not None)
 
     def encode(self, text: str, text_pair=None, **kwargs) -> list[int]:
         return self(text, text_pair, **kwargs)["input_ids"]
@@ -84,10 +128,10 @@ class OriginalTokenizer(LlamaTokenizer):
     def _encode_pieces(self, text: str) -> Iterator[int]:
         starts_piece, end = True, 0
         for match in self._separator_pattern.finditer(text):
-            yield from self._encode_words(text[end : match.start()], starts_piece)
+            yield from self._encode_words(unescape(text[end : match.start()]), starts_piece)
             yield self._separators[match[0]]
             starts_piece, end = match[0] in PLACEHOLDERS.values(), match.end()
-        yield from self._encode_words(text[end:], starts_piece)
+        yield from self._encode_words(unescape(text[end:]), starts_piece)
 
     def _encode_words(self, text: str, starts_piece: bool) -> list[int]:
         if self.legacy:
@@ -105,7 +149,7 @@ class OriginalTokenizer(LlamaTokenizer):
         return [self._sentencepiece.piece_to_id(rest)] * bool(rest) + ids[1:]
 
 
-class TransformersTokenizer:
+class TransformersTokenizer(ChatTemplateMixin):
     """Mixed into the tokenizer of a checkpoint that has `<image>` and `<video>` in its vocabulary."""
 
     @cached_property
@@ -113,11 +157,39 @@ class TransformersTokenizer:
         """By modality, the id that stands for its placeholder."""
         return {modality: self.convert_tokens_to_ids(content) for modality, content in PLACEHOLDERS.items()}
 
-    def __call__(self, text, *args, add_special_tokens=True, **kwargs) -> BatchEncoding:
+    @cached_property
+    def _literal(self) -> "TransformersTokenizer":
+        """A copy to which `<image>` and `<video>` are characters like others, and sentinels are the placeholders."""
+        backend = json.loads(self.backend_tokenizer.to_str())
+        hidden = {content: sentinel(modality) for modality, content in PLACEHOLDERS.items()}
+        vocabulary = backend["model"]["vocab"]
+        backend["model"]["vocab"] = {hidden.get(content, content): number for content, number in vocabulary.items()}
+        for token in backend["added_tokens"]:
+            token["content"] = hidden.get(token["content"], token["content"])
+        literal = copy.copy(self)
+        literal._tokenizer = Tokenizer.from_str(json.dumps(backend))
+        return literal
+
+    def __call__(
+        self, text, *args, add_special_tokens=True, padding=False, max_length=None, return_tensors=None, **kwargs
+    ) -> BatchEncoding:
         """As transformers; but see `OriginalTokenizer` about a text that begins with the BOS token."""
-        if isinstance(text, str):
-            text, add_special_tokens = _clean(text, self.bos_token, add_special_tokens)
-        return super().__call__(text, *args, add_special_tokens=add_special_tokens, **kwargs)
+        if not isinstance(text, str):
+            options = {"add_special_tokens": add_special_tokens, **kwargs}
+            return self._tokenize_each(text, padding, max_length, return_tensors, **options)
+        text, add_special_tokens = _clean(text, self.bos_token, add_special_tokens)
+        tokenizer = self
+        if is_escaped(text):
+            tokenizer, text = self._literal, unescape(hide_placeholders(text))
+        return super(TransformersTokenizer, tokenizer).__call__(
+            text,
+            *args,
+            add_special_tokens=add_special_tokens,
+            padding=padding,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            **kwargs,
+        )
 
     def encode(self, text: str, *args, **kwargs) -> list[int]:
         return self(text, *args, **kwargs)["input_ids"]
@@ -149,10 +221,45 @@ class VideoLlavaTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str, *args, download_dir: str | None = None, **kwargs) -> PreTrainedTokenizerBase:
-        """Load the tokenizer of a folder or repository, either format's."""
+        """Load the tokenizer of a folder or repository, either format's.
+
+        Its chat template is llava_v1, whatever the checkpoint says, as in `LLM.chat`.
+
+        Raises:
+            ValueError: the checkpoint's tokenizer cannot be served.
+        """
         tokenizer = AutoTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
-        if set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys():
-            tokenizer = _know_placeholders(tokenizer)
-        else:
+        original = _is_original(name, tokenizer, kwargs.get("revision"), download_dir)
+        _check_special_tokens(tokenizer, original)
+        if original:
             tokenizer = OriginalTokenizer.from_pretrained(name, *args, cache_dir=download_dir, **kwargs)
+            tokenizer.chat_template = CHAT_TEMPLATE
+        else:
+            tokenizer.chat_template = CHAT_TEMPLATE
+            tokenizer = _know_placeholders(tokenizer)
         return get_cached_tokenizer(tokenizer)
+
+
+def _is_original(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None, download_dir: str | None) -> bool:
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=download_dir)
+    except (OSError, ValueError):
+        config = None
+    if isinstance(config, VideoLlavaConfig):
+        return config.original_format
+    # A tokenizer that comes without its model.
+    return not set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys()
+
+
+def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, original: bool) -> None:
+    if original:
+        settings = tokenizer.init_kwargs
+        adds = settings.get("add_bos_token", True), settings.get("add_eos_token", False)
+    else:
+        # transformers' settings do not say what a tokenizer.json does.
+        ids = tokenizer.encode("a")
+        adds = ids[0] == tokenizer.bos_token_id, ids[-1] == tokenizer.eos_token_id
+    for name, value, supported in zip(("add_bos_token", "add_eos_token"), adds, (True, False), strict=True):
+        if value != supported:
+            value, supported = str(value).lower(), str(supported).lower()
+            raise ValueError(f"The tokenizer's {name} is {value}; only {supported} is supported.")
