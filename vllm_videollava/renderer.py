@@ -9,6 +9,7 @@ from vllm.renderers.hf import HfRenderer
 
 from vllm_videollava.compat import current_request_id
 from vllm_videollava.errors import MediaError
+from vllm_videollava.fetch_errors import FetchError
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 
 # Below vLLM's own logger, whose handlers and level hold for it.
@@ -21,13 +22,13 @@ class VideoLlavaRenderer(HfRenderer):
     def render_chat(self, conversations, *args, **kwargs):
         try:
             return super().render_chat(conversations, *args, **kwargs)
-        except MediaError as error:
+        except (MediaError, FetchError) as error:
             raise _name_part(error, conversations) from error
 
     async def render_chat_async(self, conversations, *args, **kwargs):
         try:
             return await super().render_chat_async(conversations, *args, **kwargs)
-        except MediaError as error:
+        except (MediaError, FetchError) as error:
             refusal = _name_part(error, conversations)
             detail = f" ({refusal.detail})" if refusal.detail else ""
             logger.warning("Request %s refused: %s%s", current_request_id(), refusal, detail)
@@ -58,7 +59,9 @@ def _with_default_template(params):
     return params if params.chat_template else dataclasses.replace(params, chat_template=CHAT_TEMPLATE)
 
 
-def _name_part(error: MediaError, conversations: Sequence[Sequence[dict[str, Any]]]) -> MediaError:
+def _name_part(
+    error: MediaError | FetchError, conversations: Sequence[Sequence[dict[str, Any]]]
+) -> MediaError | FetchError:
     """Say which part of which message the error is about, if it is about one that a client named by its URL."""
     for messages in conversations if error.url else ():
         for message_number, message in enumerate(messages, 1):
@@ -66,7 +69,7 @@ def _name_part(error: MediaError, conversations: Sequence[Sequence[dict[str, Any
             for part_number, part in enumerate(content if isinstance(content, list) else (), 1):
                 if error.url in _urls(part):
                     sentence = f"Message {message_number}, part {part_number}: {error}"
-                    return MediaError(sentence, detail=error.detail)
+                    return type(error)(sentence, detail=error.detail)
     return error
 
 
