@@ -1,16 +1,14 @@
 """vLLM's connector for this model: fetches images and clips, and has them decoded in other processes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from vllm import envs
-from vllm.connections import MediaDownloadSizeExceededError
-from vllm.exceptions import VLLMUnprocessableEntityError
-from vllm.multimodal.media import MediaConnector, MediaWithBytes
+from vllm.multimodal.media import MediaConnector, MediaIO, MediaWithBytes
 
-from vllm_videollava.errors import MediaError
+from vllm_videollava.data_urls import split_data_url
+from vllm_videollava.fetch_errors import fetch_refusals
 from vllm_videollava.media_io import ClipIO, ImageIO
 from vllm_videollava.pixels import frame_pixels, prepare_image
 
@@ -35,22 +33,25 @@ class VideoLlavaMediaConnector(MediaConnector):
     """
 
     def fetch_image(self, image_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("image", image_url):
+        with fetch_refusals("image", image_url):
             return self.load_from_url(image_url, self._image_io(), fetch_timeout=envs.VLLM_IMAGE_FETCH_TIMEOUT)
 
     async def fetch_image_async(self, image_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("image", image_url):
+        with fetch_refusals("image", image_url):
             timeout = envs.VLLM_IMAGE_FETCH_TIMEOUT
             return await self.load_from_url_async(image_url, self._image_io(), fetch_timeout=timeout)
 
     def fetch_video(self, video_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("video", video_url):
+        with fetch_refusals("video", video_url):
             return self.load_from_url(video_url, self._clip_io(), fetch_timeout=envs.VLLM_VIDEO_FETCH_TIMEOUT)
 
     async def fetch_video_async(self, video_url: str, **kwargs) -> MediaWithBytes:
-        with _refusals("video", video_url):
+        with fetch_refusals("video", video_url):
             timeout = envs.VLLM_VIDEO_FETCH_TIMEOUT
             return await self.load_from_url_async(video_url, self._clip_io(), fetch_timeout=timeout)
+
+    def _load_data_url(self, url: str, media_io: MediaIO) -> MediaWithBytes:
+        return media_io.load_base64(*split_data_url(url))
 
     def _image_io(self) -> ImageIO:
         options = self.media_io_kwargs[NAME]
@@ -60,25 +61,3 @@ class VideoLlavaMediaConnector(MediaConnector):
         options = self.media_io_kwargs[NAME]
         transform = partial(frame_pixels, size=options["video_size"], original=options["original"])
         return ClipIO(options["num_frames"], transform, self.media_io_kwargs.get("video", {}))
-
-
-@contextmanager
-def _refusals(kind: str, url: str) -> Iterator[None]:
-    """Make one sentence, which names no path of this machine, of whatever is wrong with what a client sent."""
-    try:
-        yield
-    except MediaError as error:
-        raise MediaError(str(error), detail=error.detail, url=url) from error
-    except VLLMUnprocessableEntityError as error:
-        if not isinstance(error.__cause__, MediaDownloadSizeExceededError):
-            raise
-        raise MediaError(f"The {kind} cannot be fetched: {error.__cause__}", url=url) from error
-    except NotImplementedError as error:
-        raise MediaError(f"The {kind} is in a data URL that is not base64.", url=url) from error
-    except (ValueError, RuntimeError, OSError) as error:
-        if url[:5].lower() == "file:":
-            sentence = f"The file of the {kind} cannot be read, or --allowed-local-media-path does not allow it."
-            raise MediaError(sentence, detail=str(error), url=url) from error
-        if isinstance(error, ValueError):
-            raise MediaError(f"The {kind} cannot be fetched: {error}", url=url) from error
-        raise

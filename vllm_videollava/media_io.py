@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pybase64
 from vllm import envs as vllm_envs
 from vllm.multimodal.media import MediaIO, MediaWithBytes
 
+from vllm_videollava.data_urls import decode_base64
 from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.decoded_clips import decoded_clips
 from vllm_videollava.envs import read_settings, variable
@@ -32,7 +32,7 @@ class _BoundedIO(MediaIO[MediaWithBytes]):
 
     def load_base64(self, media_type: str, data: str) -> MediaWithBytes:
         self.check_size(len(data) * 3 // 4)
-        return self.load_bytes(self.decode_base64(data))
+        return self.load_bytes(decode_base64(self.kind, data))
 
     def load_file(self, filepath: Path) -> MediaWithBytes:
         if not filepath.is_file():
@@ -40,11 +40,8 @@ class _BoundedIO(MediaIO[MediaWithBytes]):
         self.check_size(filepath.stat().st_size)
         return self.load_bytes(filepath.read_bytes())
 
-    def decode_base64(self, data: str) -> bytes:
-        try:
-            return pybase64.b64decode(data, validate=True)
-        except ValueError as error:
-            raise MediaError(f"The {self.kind} is no valid base64.") from error
+    def get_max_bytes(self) -> int:
+        return self.settings.max_media_mb << 20
 
     def check_size(self, num_bytes: int) -> None:
         if not num_bytes:
@@ -109,7 +106,8 @@ class ClipIO(_BoundedIO):
         pictures = data.split(",")
         sampled = [pictures[index] for index in sample_indices(len(pictures), self._num_frames)]
         frames = {
-            picture: decode_image(self.kind, self.decode_base64(picture), self._transform) for picture in set(sampled)
+            picture: decode_image(self.kind, decode_base64(self.kind, picture), self._transform)
+            for picture in set(sampled)
         }
         return MediaWithBytes(np.stack([frames[picture] for picture in sampled]), data.encode())
 
