@@ -13,6 +13,7 @@ import urllib.request
 import numpy as np
 import pytest
 from clips import encode_clip, smooth_frames
+from faulty_http import faulty_server
 from http_client import answer, assert_refused, chat, data_url, image_part, part, post, text, video_part
 from PIL import Image
 
@@ -294,6 +295,25 @@ def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, 
     logged = re.findall(rf"Request (\S+) refused: {re.escape(sentence)}", server.log.read_text())
     assert logged[-1] == headers.get("X-Request-Id", logged[-1])
     assert logged[-1] != "None"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("404", 400, "its server answers with HTTP 404 (Not Found)."),
+        ("503", 502, "its server answers with HTTP 503 (Service Unavailable); try again later."),
+        ("close", 502, "no complete and valid answer came from its server; check its address, or try again later."),
+    ],
+)
+def test_what_cannot_be_fetched(server, path, status, reason):
+    with faulty_server() as address:
+        got, reply = chat(server.url, text("What?"), part("image", f"{address}{path}?secret"), text("And?"))
+    assert got == status
+    sentence = f"Message 1, part 2: The image cannot be fetched: {reason}"
+    assert reply["error"]["message"] == sentence
+    logged = server.log.read_text().rpartition(f"refused: {sentence}")[2]
+    assert logged.startswith(f" ({address}{path}?...: ")
+    assert "Traceback" not in logged
 
 
 def test_another_number_of_frames_is_refused(server_url, media):
