@@ -57,9 +57,9 @@ def server_url(server) -> str:
 def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[LocalServer]:
     flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/", "--trust-request-mm-kwargs"]
     with local_server(checkpoint, log, *flags, **environment) as server:
-        try:
-            yield server
-        finally:
+        below = process_tree(server.process.pid)
+        yield server
+        if server.process.poll() is None:
             below = process_tree(server.process.pid)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 

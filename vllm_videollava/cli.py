@@ -131,11 +131,18 @@ def check(args: argparse.Namespace) -> int:
     import vllm
     from vllm.platforms import current_platform
 
+    from vllm_videollava.media_io import check_decoding
+
     problem = _plugin_problem()
     print(f"plugin   {f'NOT LOADED: {problem}' if problem else 'found'}")
     print(f"vllm     {vllm.__version__}")
     print(f"device   {current_platform.device_name}")
-    print(f"decoder  PyAV {av.__version__}")
+    try:
+        check_decoding()
+        print(f"decoder  PyAV {av.__version__}")
+    except (ValueError, RuntimeError) as error:
+        problem = problem or str(error)
+        print(f"decoder  NOT WORKING: {error}")
     return 1 if problem or (args.model and not _check_model(args.model)) else 0
 
 
