@@ -1,7 +1,7 @@
 """Whether a clip can be decoded from each of its key frames on, told by what its packets hold."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from struct import Struct
 from typing import NamedTuple
@@ -11,6 +11,10 @@ import av
 _LENGTH_AND_TYPE = Struct(">IB")
 _START_CODE = re.compile(rb"\0\0\x01")
 Bytes = bytes | memoryview
+
+
+def _start_codes_before(first_bytes: Iterable[int]) -> re.Pattern[bytes]:
+    return re.compile(b"\0\0\x01[" + b"".join(re.escape(bytes([first])) for first in sorted(first_bytes)) + b"]")
 
 
 class _UnclearError(Exception):
@@ -52,7 +56,7 @@ def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packe
     known = reader.setup if is_in_container else first
     has_one_of_each = len({reader.kind(unit) for unit in known}) == len(known)
     for packet in packets:
-        if packet.is_corrupt or any(_changes_decoder(data, extradata) for data in packet.iter_sidedata()):
+        if packet.is_corrupt or _changes_decoder(packet, extradata):
             return False
         is_key = packet.is_keyframe
         if not is_key and reader.is_plain(packet):
@@ -65,8 +69,12 @@ def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packe
     return True
 
 
-def _changes_decoder(data: av.packet.PacketSideData, extradata: bytes) -> bool:
-    return data.data_type == "param_change" or (data.data_type == "new_extradata" and bytes(data) != extradata)
+def _changes_decoder(packet: av.Packet, extradata: bytes) -> bool:
+    for data in packet.iter_sidedata():
+        kind = data.data_type
+        if kind == "param_change" or (kind == "new_extradata" and bytes(data) != extradata):
+            return True
+    return False
 
 
 class _Reader:
@@ -98,7 +106,8 @@ class _NalReader(_Reader):
 
     def __init__(self, extradata: bytes) -> None:
         self._length_bytes = 0
-        self._pictures = {first for first in range(256) if self.kind((first,)) in self.picture_kinds}
+        self._pictures = self._first_bytes(self.picture_kinds)
+        self._notable = _start_codes_before(self._first_bytes(self.setup_kinds | self.breaking_kinds))
         units: Iterable[Bytes]
         if self.is_record(extradata):
             self._length_bytes, units = self.read_record(extradata)
@@ -123,6 +132,8 @@ class _NalReader(_Reader):
         return _Content(setup, bool(starts))
 
     def is_plain(self, packet: av.Packet) -> bool:
+        if not self._length_bytes:
+            return not self._notable.search(packet)
         if self._length_bytes != 4:
             return False
         at, size = 0, packet.size
@@ -132,6 +143,9 @@ class _NalReader(_Reader):
                 return False
             at += 4 + length
         return at == size
+
+    def _first_bytes(self, kinds: Container[int]) -> set[int]:
+        return {first for first in range(256) if self.kind((first,)) in kinds}
 
     def _split(self, packet: av.Packet | bytes) -> Iterator[Bytes]:
         if self._length_bytes:
@@ -210,6 +224,8 @@ class _HevcReader(_NalReader):
 
 
 class _Mpeg4Reader(_Reader):
+    _notable = _start_codes_before(set(range(256)) - {0xB3, 0xB6})
+
     def read(self, packet: av.Packet | bytes) -> _Content:
         setup, starts = [], None
         for unit in _split_at_start_codes(memoryview(packet)):
@@ -218,6 +234,9 @@ class _Mpeg4Reader(_Reader):
             elif unit[0] != 0xB3:  # A time, which is only added to.
                 setup.append(_strip(unit))
         return _Content(setup, bool(starts))
+
+    def is_plain(self, packet: av.Packet) -> bool:
+        return not self._notable.search(packet)
 
 
 class _Av1Reader(_Reader):
