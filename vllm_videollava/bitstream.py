@@ -50,31 +50,27 @@ def can_start_at_key_frames(codec: str, extradata: bytes, packets: Sequence[av.P
 
 
 def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packet]) -> bool:
+    if any(packet.is_corrupt for packet in packets):
+        return False
+    if any(_changes_decoder(data, extradata) for packet in packets for data in packet.iter_sidedata()):
+        return False
     first = reader.read(packets[0]).setup
     # Otherwise each key frame has to bring again what the first one brought.
     is_in_container = set(first) <= set(reader.setup)
     known = reader.setup if is_in_container else first
     has_one_of_each = len({reader.kind(unit) for unit in known}) == len(known)
-    for packet in packets:
-        if packet.is_corrupt or _changes_decoder(packet, extradata):
-            return False
-        is_key = packet.is_keyframe
-        if not is_key and reader.is_plain(packet):
-            continue
+    for packet in reader.notable(packets):
         setup, starts = reader.read(packet)
-        if is_key and not (starts and (is_in_container or setup == known)):
+        if packet.is_keyframe and not (starts and (is_in_container or setup == known)):
             return False
         if setup and setup != known and not (has_one_of_each and set(setup) <= set(known)):
             return False
     return True
 
 
-def _changes_decoder(packet: av.Packet, extradata: bytes) -> bool:
-    for data in packet.iter_sidedata():
-        kind = data.data_type
-        if kind == "param_change" or (kind == "new_extradata" and bytes(data) != extradata):
-            return True
-    return False
+def _changes_decoder(data: av.packet.PacketSideData, extradata: bytes) -> bool:
+    kind = data.data_type
+    return kind == "param_change" or (kind == "new_extradata" and bytes(data) != extradata)
 
 
 class _Reader:
@@ -92,9 +88,9 @@ class _Reader:
         """Return what a unit is, as the codec's standard numbers it."""
         return unit[0]
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        """Tell at once of most packets that they hold nothing but a picture."""
-        return False
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        """Leave out most packets that are no key frames and hold nothing but a picture, quickly."""
+        return packets
 
 
 class _NalReader(_Reader):
@@ -106,7 +102,7 @@ class _NalReader(_Reader):
 
     def __init__(self, extradata: bytes) -> None:
         self._length_bytes = 0
-        self._pictures = self._first_bytes(self.picture_kinds)
+        self._pictures = self._first_bytes(set(self.picture_kinds) - self.breaking_kinds)
         self._notable = _start_codes_before(self._first_bytes(self.setup_kinds | self.breaking_kinds))
         units: Iterable[Bytes]
         if self.is_record(extradata):
@@ -131,18 +127,22 @@ class _NalReader(_Reader):
                 exact = True
         return _Content(setup, bool(starts))
 
-    def is_plain(self, packet: av.Packet) -> bool:
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
         if not self._length_bytes:
-            return not self._notable.search(packet)
-        if self._length_bytes != 4:
-            return False
-        at, size = 0, packet.size
-        while at + 5 <= size:
-            length, first = _LENGTH_AND_TYPE.unpack_from(packet, at)
-            if first not in self._pictures:
-                return False
-            at += 4 + length
-        return at == size
+            return (packet for packet in packets if packet.is_keyframe or self._notable.search(packet))
+        return self._notable_by_lengths(packets) if self._length_bytes == 4 else packets
+
+    def _notable_by_lengths(self, packets: Sequence[av.Packet]) -> Iterator[av.Packet]:
+        pictures, unpack = self._pictures, _LENGTH_AND_TYPE.unpack_from
+        for packet in packets:
+            at, size = 0, packet.size
+            while at + 5 <= size:
+                length, first = unpack(packet, at)
+                if first not in pictures:
+                    break
+                at += 4 + length
+            if at != size or packet.is_keyframe:
+                yield packet
 
     def _first_bytes(self, kinds: Container[int]) -> set[int]:
         return {first for first in range(256) if self.kind((first,)) in kinds}
@@ -235,8 +235,8 @@ class _Mpeg4Reader(_Reader):
                 setup.append(_strip(unit))
         return _Content(setup, bool(starts))
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        return not self._notable.search(packet)
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        return (packet for packet in packets if packet.is_keyframe or self._notable.search(packet))
 
 
 class _Av1Reader(_Reader):
@@ -274,8 +274,8 @@ class _Vp9Reader(_Reader):
         shown_before_and_type = first >> 1 if first & 0x30 == 0x30 else first >> 2
         return _Content([], shown_before_and_type & 3 == 0)
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        return True
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        return (packet for packet in packets if packet.is_keyframe)
 
 
 class _JpegReader(_Reader):
