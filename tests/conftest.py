@@ -17,6 +17,8 @@ sys.path[:0] = [str(TESTS), str(ROOT / "benchmarks"), str(ROOT / "training")]
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Otherwise vLLM waits for 1 s and for 4 s, and asks again.
+os.environ["VLLM_MEDIA_FETCH_MAX_RETRIES"] = "1"
 
 
 def pytest_addoption(parser):

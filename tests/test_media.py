@@ -16,7 +16,7 @@ from vllm.multimodal.image import rgba_to_rgb
 
 from vllm_videollava.errors import MediaError
 from vllm_videollava.frames import sample_indices
-from vllm_videollava.media import VideoLlavaDataParser, to_frames, to_rgb
+from vllm_videollava.media import VideoLlavaDataParser, count_media, to_frames, to_rgb
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import prepare_image
 
@@ -28,7 +28,7 @@ def parser():
     import vllm_videollava
 
     vllm_videollava.register()
-    return VideoLlavaDataParser(PixelFormat(8, SIZE, SIZE, original=True), {"image": 1, "video": 8}, 4096)
+    return VideoLlavaDataParser(PixelFormat(8, SIZE, SIZE, original=True))
 
 
 @pytest.fixture(scope="module")
@@ -410,3 +410,12 @@ def test_what_is_not_supported_is_said(parse, modality, data, message):
 def test_frames_of_a_list_and_of_an_array_agree():
     frames = smooth_frames(3, 20, 30)
     assert np.array_equal(to_frames(list(frames)), frames)
+
+
+def test_media_are_counted_without_loading_them(tmp_path):
+    image, frames = Image.new("RGB", (4, 4)), np.zeros((9, 4, 4, 3), np.uint8)
+    missing = tmp_path / "missing"
+    for data, count in ((image, 1), ([image, missing], 2), (missing, 1), (frames, 9), ([None, None], 2), ([], 0)):
+        assert count_media({"image": data}) == {"image": count}
+    for data, count in (([image] * 9, 1), ([frames, missing], 2), (missing, 1), (frames, 1), (frames[None], 1)):
+        assert count_media({"video": data, "image": None}) == {"video": count}

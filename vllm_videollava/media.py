@@ -17,7 +17,6 @@ from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm_videollava import rgb
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array, sample_indices
-from vllm_videollava.lengths import check_length
 from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage
@@ -37,21 +36,12 @@ class VideoLlavaDataParser(MultiModalDataParser):
 
     Args:
         pixel_format: what files are made into.
-        tokens_per_item: by modality.
-        max_model_len: tokens of the context.
         background: what transparent images in files are put on; without one, transparency is dropped.
     """
 
-    def __init__(
-        self,
-        pixel_format: PixelFormat,
-        tokens_per_item: Mapping[str, int],
-        max_model_len: int,
-        background: Colour | None = None,
-    ) -> None:
+    def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
         super().__init__()
         self._num_frames = pixel_format.num_frames
-        self._tokens_per_item, self._max_model_len = tokens_per_item, max_model_len
         self._background = background
         self._decoder = MediaDecoder(pixel_format, background)
 
@@ -66,18 +56,10 @@ class VideoLlavaDataParser(MultiModalDataParser):
             MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported.
         """
         mm_data = dict(mm_data)
-        items = {
-            modality: split(mm_data[modality])
-            for modality, split in (("image", _split_images), ("video", _split_videos))
-            if mm_data.get(modality) is not None
-        }
-        # Before anything is decoded.
-        counts = {modality: len(of_one) for modality, of_one in items.items()}
-        check_length(counts, self._tokens_per_item, 0, self._max_model_len)
-        if "image" in items:
-            mm_data["image"] = _read_each("Image", self._read_image, items["image"])
-        if "video" in items:
-            mm_data["video"] = _read_each("Video", self._read_video, items["video"])
+        if (images := mm_data.get("image")) is not None:
+            mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
+        if (videos := mm_data.get("video")) is not None:
+            mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
         return super().parse_mm_data(mm_data)
 
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
@@ -311,6 +293,16 @@ def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> No
         n = "N, " if is_clip else ""
         supported = f"[{n}H, W, C], [{n}C, H, W] and [{n}H, W], with C = 3, 4 or 1"
         raise ValueError(f"{kind} array has shape {shape}; supported are {supported}.")
+
+
+def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
+    """Count the images and the videos that are handed over, by modality, without loading any."""
+    split = {"image": _split_images, "video": _split_videos}
+    return {
+        modality: len(split[modality](data))
+        for modality, data in mm_data.items()
+        if modality in split and data is not None
+    }
 
 
 def _split_images(data: Any) -> list[Any]:
