@@ -86,7 +86,7 @@ def test_offline_batch(checkpoint, clips, tmp_path):
     assert f"All {num_clips} clips are done" in run(*command)
     assert out.read_bytes().startswith(first[: first.rfind(b"\n", 0, -1) + 1])
     lines = {line.pop("clip"): line for line in map(json.loads, out.read_text().splitlines())}
-    sentence = "Message 1, part 1: The video cannot be decoded: Invalid data found when processing input."
+    sentence = "Message 1, part 1: The video is plain text, not a video file; send the video file itself."
     assert lines.pop("x.mp4") == {"error": sentence}
     assert len(lines) == num_clips - 1
     assert all(line["answer"] for line in lines.values())

@@ -289,7 +289,7 @@ def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, 
         {"role": "user", "content": [text("And this?"), bad]},
     ]
     status, reply = post(server.url, "/v1/chat/completions", headers, messages=messages)
-    sentence = "Message 3, part 2: The video cannot be decoded: Invalid data found when processing input."
+    sentence = "Message 3, part 2: The video is plain text, not a video file; send the video file itself."
     assert_refused(server.url, status, reply, sentence)
     assert str(media[0]) not in reply["error"]["message"]
     logged = re.findall(rf"Request (\S+) refused: {re.escape(sentence)}", server.log.read_text())
