@@ -30,7 +30,8 @@ _FAULTS = {
     "has a value of more than 100 characters": re.compile(
         r"\S{101}|(?<!\w)'[^']{101,}'(?!\w)|\"[^\"]{101,}\"|\[[^\]]{101,}\]|\{[^}]{101,}\}"
     ),
-    "does not start with a capital or a number": re.compile(r"^(?![A-Z0-9])"),
+    # The name of a flag or setting is written as it is.
+    "does not start with a capital or a number": re.compile(r"^(?![A-Z0-9]|--\w|\w+_)"),
     "does not end with a full stop": re.compile(r"(?<![.])$"),
     "is more than two sentences": re.compile(r"(?:[.!?] +[A-Z].*){2}"),
 }

@@ -12,12 +12,14 @@ GOOD = [
     "The video is empty.",
     "Message 1, part 2: The image is not valid base64: its character 11 is '@'.",
     "VIDEO_LLAVA_MAX_FRAMES is '0'; it must be an integer of at least 1.",
+    "mm_image_tower is None; the name of a LanguageBind tower is needed.",
+    "--media-io-kwargs has no key 'videos'.",
     "1 <image> placeholder was found, but there are 0 images. Write it as &lt;image&gt;.",
     "The video cannot be fetched: its address must begin with http://, https://, data: or file://.",
     "The image of type image/png has 3.5 times its size.",
 ]
 BAD = {
-    "starts small": ("num_frames is 16.", "capital"),
+    "starts small": ("the video is empty.", "capital"),
     "ends without a full stop": ("The video is empty", "full stop"),
     "ends with two": ("The video is empty:", "full stop"),
     "long": ("The video is " + "very " * 100 + "empty.", "500 characters"),
