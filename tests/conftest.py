@@ -26,6 +26,12 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
 
 
+def pytest_configure(config):
+    import refusals
+
+    config.pluginmanager.register(refusals, "refusals")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_vllm_cache(tmp_path_factory):
     # vLLM remembers what it learnt of a model class by the hash of one file.
