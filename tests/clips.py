@@ -100,20 +100,28 @@ def decode_all(data: bytes) -> np.ndarray:
     return np.stack(frames)
 
 
-PARAMETER_SETS = {"libx264": lambda nal: nal[0] & 31 in (7, 8), "libx265": lambda nal: nal[0] >> 1 & 63 in (32, 33, 34)}
+PARAMETER_SETS = {
+    "libx264": lambda unit: unit[0] & 31 in (7, 8),
+    "libx265": lambda unit: unit[0] >> 1 & 63 in (32, 33, 34),
+    "mpeg4": lambda unit: unit[0] not in (0xB3, 0xB6),
+}
 
 
 def join_clips(
-    parts: list[np.ndarray], options: list[dict[str, str]], container: str, every_key: bool = False
+    parts: list[np.ndarray],
+    options: list[dict[str, str]],
+    container: str,
+    every_key: bool = False,
+    codec: str = "libx264",
 ) -> bytes:
     """Join clips, each encoded with its own options of one encoder, as recorders do that are set up anew in between.
 
     Args:
         parts: of each clip, uint8 `[N, H, W, 3]`.
-        options: of each clip's encoder, which is libx264 without `x265-params`.
+        options: of each clip's encoder.
         container: "flv", where a new header precedes each part; "mp4, descriptions", where each part has a
             description of its own; or one where parameter sets stand in the first packet of each part.
-        every_key: they stand in the packet of every key frame.
+        every_key: they stand in the packet of every key frame, as they always do in VP9 and AV1.
     """
     if container.startswith("mp4, "):
         return _remux(join_clips(parts, options, "flv"), "mp4")
@@ -121,26 +129,26 @@ def join_clips(
         return _join_flv(
             [encode_clip(frames, "libx264", "flv", own) for frames, own in zip(parts, options, strict=True)]
         )
-    codec = "libx265" if "x265-params" in options[0] else "libx264"
+    is_set = PARAMETER_SETS.get(codec)
     buffer = io.BytesIO()
     output, stream, start = None, None, 0
     for frames, own in zip(parts, options, strict=True):
-        with av.open(io.BytesIO(encode_clip(frames, codec, "mpegts", own))) as source:
+        with av.open(io.BytesIO(encode_clip(frames, codec, "mpegts" if is_set else "mp4", own))) as source:
             if output is None:
                 output = av.open(buffer, "w", format=container)
-                stream = output.add_stream_from_template(source.streams.video[0])
+                stream = output.add_stream_from_template(source.streams.video[0], opaque=True)
             for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
                 data = bytes(packet)
-                if index and not every_key:
-                    nals = data.replace(b"\0\0\0\1", b"\0\0\1").split(b"\0\0\1")[1:]
-                    data = b"".join(b"\0\0\0\1" + nal for nal in nals if not PARAMETER_SETS[codec](nal))
+                if index and is_set and not every_key:
+                    units = data.split(b"\0\0\1")[1:]
+                    data = b"".join(b"\0\0\1" + unit for unit in units if not is_set(unit))
                 copy = av.Packet(data)
                 copy.pts, copy.dts, copy.time_base = packet.pts + start, packet.dts + start, packet.time_base
                 # Before what is said to be a key frame, the muxer of transport streams puts the first parameter sets.
                 copy.is_keyframe = packet.is_keyframe and container != "mpegts"
                 copy.stream = stream
                 output.mux(copy)
-        start += len(frames) * 9000
+        start += round(len(frames) / 10 / packet.time_base)
     output.close()
     return buffer.getvalue()
 

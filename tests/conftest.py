@@ -17,11 +17,19 @@ sys.path[:0] = [str(TESTS), str(ROOT / "benchmarks"), str(ROOT / "training")]
 
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Otherwise vLLM waits for 1 s and for 4 s, and asks again.
+os.environ["VLLM_MEDIA_FETCH_MAX_RETRIES"] = "1"
 
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-videos", type=int, default=140, help="damaged videos that the server is asked about")
     parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
+
+
+def pytest_configure(config):
+    import refusals
+
+    config.pluginmanager.register(refusals, "refusals")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,9 +63,9 @@ def server_url(server) -> str:
 def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[LocalServer]:
     flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/", "--trust-request-mm-kwargs"]
     with local_server(checkpoint, log, *flags, **environment) as server:
-        try:
-            yield server
-        finally:
+        below = process_tree(server.process.pid)
+        yield server
+        if server.process.poll() is None:
             below = process_tree(server.process.pid)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
 

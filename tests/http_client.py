@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 
 from PIL import Image
+from refusals import record_reply
 
 
 def post(server_url: str, path: str, headers: dict[str, str] | None = None, **body) -> tuple[int, dict]:
@@ -17,7 +18,9 @@ def post(server_url: str, path: str, headers: dict[str, str] | None = None, **bo
         with urllib.request.urlopen(request, timeout=120) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        reply = json.load(error)
+        record_reply(reply)
+        return error.code, reply
 
 
 def chat(server_url: str, *parts, **options) -> tuple[int, dict]:

@@ -12,7 +12,17 @@ TINY, OFFICIAL = str(tiny_checkpoint()), "LanguageBind/Video-LLaVA-7B"
 
 
 @pytest.fixture
-def run(monkeypatch):
+def served(monkeypatch):
+    """What vLLM is told to serve, instead of serving it."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    served = []
+    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(served.append))
+    return served
+
+
+@pytest.fixture
+def run(served, monkeypatch):
     """Run the command in this process, and return what it exits with."""
     # What the command changes for its process.
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
@@ -28,16 +38,12 @@ def run(monkeypatch):
 
 
 @pytest.fixture
-def serve(run, monkeypatch):
-    """Run `serve` up to where vLLM starts the server, and return what it is told."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-
-    calls = []
-    monkeypatch.setattr(ServeSubcommand, "cmd", staticmethod(calls.append))
+def serve(run, served):
+    """Run `serve` and return what vLLM is told to serve."""
 
     def serve(*flags: str):
         assert not run("serve", *flags)
-        return calls.pop()
+        return served.pop()
 
     return serve
 

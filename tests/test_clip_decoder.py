@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from clips import CODECS, decode_all, encode_as, encode_clip, moving_frames, smooth_frames
+from clips import CODECS, X265, decode_all, encode_as, encode_clip, moving_frames, smooth_frames
 from PIL import Image
 
 from vllm_videollava import clip_decoder
@@ -143,6 +143,20 @@ def test_packets_that_are_said_to_be_key_frames_and_are_not(name, step):
         every = decode_all(data)
         for num_frames in (3, 8):
             assert np.array_equal(decode(data, num_frames), every[sample_indices(len(every), num_frames)])
+
+
+@pytest.mark.parametrize("lost", [3, 14, 26, 40])
+def test_a_picture_that_is_lost_where_others_are_needed_is_not_counted(lost):
+    data = bytearray(encode_clip(moving_frames(61, 96, 144), "libx265", options={"x265-params": f"{X265}:open-gop=0"}))
+    with av.open(io.BytesIO(data)) as clip:
+        starts = [packet.pos + 4 for packet in clip.demux(video=0) if packet.size]
+    # The next picture that no other refers to becomes one of a type that decoders pass over.
+    place = next(start for start in starts[lost:] if data[start] == 0)
+    data[place] = 41 << 1
+    every = decode_all(bytes(data))
+    assert len(every) == 60
+    for num_frames in (8, 16):
+        assert np.array_equal(decode(bytes(data), num_frames), every[sample_indices(60, num_frames)])
 
 
 def flag_keys(data: bytes, container: str, step: int) -> bytes:

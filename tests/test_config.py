@@ -219,7 +219,7 @@ ACCEPTED_FLAGS = [
             "architectures": [vllm_videollava.ARCHITECTURE],
         }
     },
-    {"hf_overrides": {"quantization_config_dict_json": "{}"}},
+    {"hf_overrides": {"quantization_config_dict_json": "{}", "tie_word_embeddings": False}},
     {"hf_overrides": partial(with_values, num_frames=8)},
 ]
 

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from clips import encode_clip, smooth_frames
@@ -84,7 +86,7 @@ def test_offline_batch(checkpoint, clips, tmp_path):
     assert f"All {num_clips} clips are done" in run(*command)
     assert out.read_bytes().startswith(first[: first.rfind(b"\n", 0, -1) + 1])
     lines = {line.pop("clip"): line for line in map(json.loads, out.read_text().splitlines())}
-    sentence = "Message 1, part 1: The video cannot be decoded: Invalid data found when processing input."
+    sentence = "Message 1, part 1: The video is plain text, not a video file; send the video file itself."
     assert lines.pop("x.mp4") == {"error": sentence}
     assert len(lines) == num_clips - 1
     assert all(line["answer"] for line in lines.values())
@@ -100,6 +102,27 @@ def wait_for_line(out: Path, process: subprocess.Popen) -> None:
     while not (out.exists() and out.stat().st_size):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("bad", ["", "a", "d", "bc", "abcd"])
+def test_offline_batch_asks_each_clip_once(bad):
+    asked = []
+
+    class FakeLLM:
+        def enqueue_chat(self, messages, params, use_tqdm):
+            name = messages[0]["content"][0]["video_url"]["url"][-1]
+            asked.append(name)
+            if name in bad:
+                raise ValueError(f"no {name}")
+
+        def wait_for_completion(self, use_tqdm):
+            texts = [f" about {name} " for name in asked if name not in bad]
+            return [SimpleNamespace(outputs=[SimpleNamespace(text=text)]) for text in texts]
+
+    ask = runpy.run_path(str(ROOT / "examples" / "offline_batch.py"))["ask"]
+    results = {path.name: result for path, result in ask(FakeLLM(), [Path(name) for name in "abcd"], "What?", None)}
+    assert asked == list("abcd")
+    assert results == {name: {"error": f"no {name}"} if name in bad else {"answer": f"about {name}"} for name in "abcd"}
 
 
 def test_offline_batch_keeps_files_of_others(clips, tmp_path):

@@ -34,11 +34,6 @@ class BytesIO(MediaIO[bytes]):
         return 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def _no_retries(monkeypatch):
-    monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "1")
-
-
 @pytest.fixture(scope="module")
 def address():
     with faulty_server() as address:

@@ -93,12 +93,18 @@ def test_an_image_with_too_many_pixels(connector, monkeypatch):
 
 
 BAD_URLS = {
-    "no base64": ("data:{kind}/any;base64,@@@@", "The {kind} is no valid base64."),
-    "not base64": ("data:{kind}/any,abc", "The {kind} is in a data URL that is not base64."),
+    "no base64": ("data:{kind}/any;base64,@@@@", "The {kind} is not valid base64: its character 1 is '@'."),
+    "not base64": ("data:{kind}/any,abc", "The data URL does not say ;base64 before its data"),
     "nothing": ("data:{kind}/any;base64,", "The {kind} is empty."),
-    "no comma": ("data:{kind}", "The {kind} cannot be fetched: Invalid data URL"),
-    "other scheme": ("ftp://example.org/a", "The {kind} cannot be fetched: The URL must be"),
-    "odd host": ("http://[::1", "The {kind} cannot be fetched: Failed to parse"),
+    "no comma": ("data:{kind}", "The data URL has no comma near its beginning"),
+    "other scheme": (
+        "ftp://example.org/a",
+        "The {kind} cannot be fetched: its address must begin with http://, https://, data: or file://.",
+    ),
+    "odd host": (
+        "http://[::1",
+        "The {kind} cannot be fetched: its address, or one that it redirects to, is malformed.",
+    ),
     "no such file": ("file://{folder}/none", "The file of the {kind} cannot be read, or"),
     "folder": ("file://{folder}", "The file of the {kind} cannot be read, or"),
     "outside": ("file:///etc/passwd", "The file of the {kind} cannot be read, or"),

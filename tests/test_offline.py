@@ -56,7 +56,7 @@ def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
     params = SamplingParams(temperature=0, max_tokens=4)
     bad, gone = tmp_path / "50% bad #1?.mp4", tmp_path / "gone.mp4"
     bad.write_bytes(b"This is not a video.")
-    cannot = r"The video cannot be decoded: Invalid data found when processing input\.$"
+    cannot = r"The video is plain text, not a video file; send the video file itself\.$"
 
     def asks(*parts: dict) -> list[dict]:
         return [{"role": "user", "content": [*parts, {"type": "text", "text": "What?"}]}]

@@ -1,5 +1,8 @@
 """Pixels are those of the original's and of transformers' transforms, to the rounding, at any size."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +61,37 @@ def test_padding_puts_the_image_in_the_middle_of_the_mean_colour(height, width, 
         assert_rounded(padded, original_image(square, 56))
     else:
         assert np.array_equal(padded, image_pixels(square, 56, original=False))
+
+
+PANORAMAS = [(3000, 90), (90, 3000), (50, 3200), (3200, 51), (400, 1999), (1999, 401), (299, 300), (64, 1), (1, 64)]
+
+
+@pytest.mark.parametrize("size", [224, 56, 48, 45])
+@pytest.mark.parametrize(("height", "width"), PANORAMAS)
+def test_padding_of_a_panorama_is_that_of_the_whole_square(height, width, size):
+    """Bit for bit, at hard edges too."""
+    rgb = np.random.default_rng(0).choice(np.array([0, 255], np.uint8), (height, width, 3))
+    side = max(height, width)
+    square = Image.new("RGB", (side, side), (122, 116, 104))
+    square.paste(Image.fromarray(rgb), ((side - width) // 2, (side - height) // 2))
+    expected = np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
+    assert np.array_equal(image_pixels(rgb, size, original=False, pad=True), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(500, 30_000), (30_000, 500), (1500, 24_000), (20_000, 1000)])
+def test_panoramas_take_little_memory(height, width):
+    """With no more than 400 MiB of data beside the picture; a square of 20000x20000 would be 1200."""
+    script = f"""
+import os, resource
+import numpy as np
+from vllm_videollava.pixels import prepare_image
+rgb = np.full(({height}, {width}, 3), 200, np.uint8)
+pages = int(open("/proc/self/statm").read().split()[5])
+resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + (400 << 20),) * 2)
+cropped, padded = prepare_image(rgb, 224, original=False)
+assert (cropped == 200).all() and (padded[112, 112] > 180).all() and (padded[0, 0] == [122, 116, 104]).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def assert_rounded(pixels: np.ndarray, expected: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ import time
 
 import pytest
 from asking import SYSTEM
+from transformers import LlamaTokenizer
 
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, collapse_placeholders
 from vllm_videollava.tokenizer import VideoLlavaTokenizer
@@ -152,6 +153,13 @@ def test_media_of_a_system_message_are_refused(tokenizer):
 def test_other_parts_are_refused(tokenizer, kind):
     with pytest.raises(ValueError, match=r"^A part of type .{4,40} is not supported; text, image and video are\.$"):
         tokenizer.apply_chat_template([user({"type": kind, "data": "AAAA"})], tokenize=False)
+
+
+def test_the_template_alone_shows_no_other_part_as_an_image(checkpoint):
+    messages = [user({"type": "tool_reference", "name": "f"}, VIDEO, text("Hi"))]
+    plain = LlamaTokenizer.from_pretrained(checkpoint)
+    rendered = plain.apply_chat_template(messages, chat_template=CHAT_TEMPLATE, tokenize=False)
+    assert rendered == f"<s>{SYSTEM} USER: <video>\nHi "
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import contextlib
 import functools
 import http.server
 import io
+import json
 import re
 import threading
+import urllib.request
 
 import numpy as np
 import pytest
 from clips import encode_clip, smooth_frames
+from faulty_http import faulty_server
 from http_client import answer, assert_refused, chat, data_url, image_part, part, post, text, video_part
 from PIL import Image
 
@@ -151,21 +154,105 @@ def test_junk_is_refused(server_url, media, kind, name, way):
 
 
 PLACEHOLDERS = {
-    "no media": ([text("What is <image>?")], r"1 <image> placeholder(s) but 0 image(s)"),
-    "video too": ([text("<video><image>")], r"1 <image> placeholder(s) but 0 image(s)"),
-    "one too many": (
-        [image_part(Image.new("RGB", (8, 8))), text("<image>")],
-        r"2 <image> placeholder(s) but 1 image(s)",
-    ),
+    "no media": ("What is <image>?", r"1 <image> placeholder(s) but 0 image(s)"),
+    "video too": ("<video><image>", r"1 <image> placeholder(s) but 0 image(s)"),
+    "escaped and not": ("<!video><video>", r"1 <video> placeholder(s) but 0 video(s)"),
 }
 
 
-@pytest.mark.parametrize(("parts", "message"), PLACEHOLDERS.values(), ids=PLACEHOLDERS)
-def test_more_placeholders_than_media_are_refused(server_url, parts, message):
-    assert_refused(server_url, *chat(server_url, *parts), message)
-    if len(parts) == 1:
-        status, reply = post(server_url, "/v1/completions", prompt=parts[0]["text"], max_tokens=1)
-        assert_refused(server_url, status, reply, message)
+@pytest.mark.parametrize(("prompt", "message"), PLACEHOLDERS.values(), ids=PLACEHOLDERS)
+def test_more_placeholders_than_media_are_refused(server_url, prompt, message):
+    status, reply = post(server_url, "/v1/completions", prompt=prompt, max_tokens=1)
+    assert_refused(server_url, status, reply, message)
+    escaped = re.sub("<!*(image|video)>", r"<!\1>", prompt)
+    status, reply = post(server_url, "/v1/completions", prompt=escaped, max_tokens=1, echo=True)
+    assert status == 200
+    assert reply["choices"][0]["text"].startswith(escaped)
+
+
+def tokens(server_url: str, messages: list[dict]) -> list[int]:
+    status, reply = post(server_url, "/tokenize", messages=messages)
+    assert status == 200, reply
+    return reply["tokens"]
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"tag": "<video>"}'}}
+PHOTO = image_part(Image.new("RGB", (30, 30), "red"))
+CONVERSATIONS = {
+    "question": ([{"role": "user", "content": "Is <video> a tag?"}], "USER: Is <video> a tag?"),
+    "part": ([{"role": "user", "content": [text("Is <image> a tag?")]}], "USER: Is <image> a tag?"),
+    "answer": (
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "<video>"},
+            {"role": "user", "content": "?"},
+        ],
+        "ASSISTANT: <video></s>",
+    ),
+    "system": ([{"role": "system", "content": "No <image>."}, {"role": "user", "content": "Hi"}], "No <image>. USER"),
+    "tools": (
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": None, "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "1", "content": "<html><image></html>"},
+        ],
+        'ASSISTANT: {"name": "f", "arguments": {"tag": "<video>"}}</s>',
+    ),
+    "tool reference": (
+        [{"role": "user", "content": [{"type": "tool_reference", "name": "get_weather"}, text("?")]}],
+        "USER: get_weather\n?",
+    ),
+    "beside an image": ([{"role": "user", "content": [PHOTO, text("What does <image> do?")]}], "What does <image> do?"),
+}
+
+
+@pytest.mark.parametrize(("messages", "shown"), CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_texts_may_speak_of_placeholders(server_url, messages, shown):
+    status, reply = post(server_url, "/v1/chat/completions", messages=messages, max_tokens=2)
+    assert status == 200, reply
+    ids = tokens(server_url, messages)
+    assert reply["usage"]["prompt_tokens"] == len(ids)
+    status, reply = post(server_url, "/detokenize", tokens=ids)
+    assert shown in reply["prompt"]
+
+
+def test_a_leading_placeholder_is_that_of_the_part(server_url):
+    with_it, without, other = (
+        tokens(server_url, [{"role": "user", "content": [PHOTO, text(question)]}])
+        for question in ("<image>\nWhat?", "What?", "<video>\nWhat?")
+    )
+    assert with_it == without
+    assert len(other) > len(without)
+
+
+def test_an_answer_with_a_placeholder_is_continued_and_echoed(server_url):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A <video>"}]
+    options = {"add_generation_prompt": False, "continue_final_message": True, "echo": True, "max_tokens": 2}
+    status, reply = post(server_url, "/v1/chat/completions", messages=messages, **options)
+    assert status == 200, reply
+    assert reply["choices"][0]["message"]["content"].startswith("A <video>")
+
+
+def test_other_interfaces_take_texts_with_placeholders(server_url):
+    with urllib.request.urlopen(f"{server_url}/v1/models") as response:
+        model = json.load(response)["data"][0]["id"]
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Is <video> a tag?"}]}]
+    status, reply = post(server_url, "/v1/messages", model=model, messages=messages, max_tokens=2)
+    assert status == 200, reply
+    status, reply = post(server_url, "/v1/responses", input="Is <video> a tag?", max_output_tokens=2)
+    assert status == 200, reply
+
+
+def test_truncation_that_cuts_media_off_is_refused(server_url):
+    sentence = "truncate_prompt_tokens=9 cuts 1 of 1 image(s) off the prompt; raise it or shorten the text."
+    status, reply = chat(server_url, PHOTO, text("What is this? " * 9), truncate_prompt_tokens=9)
+    assert_refused(server_url, status, reply, sentence)
+
+
+def test_a_prompt_that_is_too_long_says_what_takes_how_many_tokens(server_url):
+    status, reply = chat(server_url, *[PHOTO] * 300, text("What?"))
+    assert_refused(server_url, status, reply, "300 images take 4800 and text takes ")
+    assert re.search(r"the limit is \d+ \(max_model_len\), answer included", reply["error"]["message"])
 
 
 def test_offsets_of_tokens_are_refused(server_url):
@@ -202,7 +289,7 @@ def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, 
         {"role": "user", "content": [text("And this?"), bad]},
     ]
     status, reply = post(server.url, "/v1/chat/completions", headers, messages=messages)
-    sentence = "Message 3, part 2: The video cannot be decoded: Invalid data found when processing input."
+    sentence = "Message 3, part 2: The video is plain text, not a video file; send the video file itself."
     assert_refused(server.url, status, reply, sentence)
     assert str(media[0]) not in reply["error"]["message"]
     logged = re.findall(rf"Request (\S+) refused: {re.escape(sentence)}", server.log.read_text())
@@ -210,11 +297,30 @@ def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, 
     assert logged[-1] != "None"
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        ("404", 400, "its server answers with HTTP 404 (Not Found)."),
+        ("503", 502, "its server answers with HTTP 503 (Service Unavailable); try again later."),
+        ("close", 502, "no complete and valid answer came from its server; check its address, or try again later."),
+    ],
+)
+def test_what_cannot_be_fetched(server, path, status, reason):
+    with faulty_server() as address:
+        got, reply = chat(server.url, text("What?"), part("image", f"{address}{path}?secret"), text("And?"))
+    assert got == status
+    sentence = f"Message 1, part 2: The image cannot be fetched: {reason}"
+    assert reply["error"]["message"] == sentence
+    logged = server.log.read_text().rpartition(f"refused: {sentence}")[2]
+    assert logged.startswith(f" ({address}{path}?...: ")
+    assert "Traceback" not in logged
+
+
 def test_another_number_of_frames_is_refused(server_url, media):
     video = part("video", (media[0] / "clip.mp4").as_uri())
     for options in ({"num_frames": 16}, {"fps": 2}):
         status, reply = chat(server_url, video, text("What?"), media_io_kwargs={"video": options})
-        assert_refused(server_url, status, reply, "but this model takes 8")
+        assert_refused(server_url, status, reply, "; this model always takes 8 frames of a video.")
 
 
 def test_a_prompt_that_is_too_long_is_refused(server_url):

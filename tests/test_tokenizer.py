@@ -103,6 +103,8 @@ def test_escaped_placeholders_are_their_characters(tokenizer_and_expected, text)
     before, after = model.encode("USER: "), model.encode(f"\n{characters}")
     assert tokenizer.encode(text) == [1, *model.encode(characters)]
     assert tokenizer.encode(f"USER: <image>\n{text}") == [1, *before, tokenizer.placeholder_ids["image"], *after]
+    ids = [1, *model.encode(characters), tokenizer.placeholder_ids["image"], *model.encode("b")]
+    assert tokenizer.encode(f"{text}<image>b") == ids
 
 
 @pytest.mark.parametrize("text", LITERALS)

@@ -1,5 +1,6 @@
 """Loading: every format's names, towers from elsewhere, and no tensor missing, surplus or misshapen."""
 
+import json
 import re
 
 import pytest
@@ -138,23 +139,50 @@ def test_every_projector_loads(load, tmp_path, projector):
 EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-@pytest.mark.parametrize("stored", [[EMBEDDINGS], [HEAD], [EMBEDDINGS, HEAD]], ids=" and ".join)
-def test_tied_embeddings_load_under_either_name(load, copy, stored):
-    expected = load_file(copy / "model.safetensors")[EMBEDDINGS]
+def tie_embeddings(folder, stored: list[str]) -> torch.Tensor:
+    """Make the embeddings the head as well, stored under some names only; return them."""
+    embeddings = load_file(folder / "model.safetensors")[EMBEDDINGS]
 
     def tie(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[EMBEDDINGS], tensors[HEAD]
-        tensors.update({name: expected.clone() for name in stored})
+        tensors.update({name: embeddings.clone() for name in stored})
 
-    change_tensors(change_config(copy, tie_word_embeddings=True), tie)
-    language_model = load(copy).language_model
-    for weight in (language_model.model.embed_tokens.weight, language_model.lm_head.weight):
-        torch.testing.assert_close(weight[: len(expected)], expected, atol=0, rtol=0)
+    change_tensors(change_config(folder, tie_word_embeddings=True), tie)
+    return embeddings
 
 
-def test_tied_embeddings_that_differ_are_named(load, copy):
+def assert_embeds_with(model, embeddings: torch.Tensor, head: torch.Tensor) -> None:
+    language_model = model.language_model
+    for ours, expected in ((language_model.model.embed_tokens, embeddings), (language_model.lm_head, head)):
+        torch.testing.assert_close(ours.weight[: len(expected)], expected, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "stored"),
+    [
+        ("safetensors", [EMBEDDINGS]),
+        ("safetensors", [EMBEDDINGS, HEAD]),
+        ("bin", [EMBEDDINGS]),
+        ("bin", [HEAD]),
+        ("bin", [EMBEDDINGS, HEAD]),
+    ],
+)
+def test_tied_embeddings_load(load, copy, layout, stored):
+    embeddings = tie_embeddings(copy, stored)
+    LAYOUTS[layout](copy)
+    assert_embeds_with(load(copy), embeddings, embeddings)
+
+
+def test_a_head_that_differs_is_used_where_vllm_can_see_it_in_time(load, copy):
+    tensors = load_file(copy / "model.safetensors")
+    model = load(change_config(copy, tie_word_embeddings=True))
+    assert_embeds_with(model, tensors[EMBEDDINGS], tensors[HEAD])
+
+
+def test_a_head_that_differs_is_named_elsewhere(load, copy):
+    to_bin(change_config(copy, tie_word_embeddings=True))
     with pytest.raises(ValueError, match=r"is not that of the embeddings, though tie_word_embeddings is true"):
-        load(change_config(copy, tie_word_embeddings=True))
+        load(copy)
 
 
 def test_tied_embeddings_that_are_missing_are_named(load, copy):
@@ -171,12 +199,20 @@ def test_a_head_of_its_own_is_not_taken_from_the_embeddings(load, copy):
         load(copy)
 
 
-def test_tied_embeddings_of_transformers_format(load, checkpoint, tmp_path):
+@pytest.mark.parametrize("outer", [True, False])
+def test_tied_embeddings_of_transformers_format(load, checkpoint, tmp_path, outer):
     folder = write_transformers_checkpoint(tmp_path / "transformers", checkpoint)
-    expected = load_file(folder / "model.safetensors")["language_model.model.embed_tokens.weight"]
+    embeddings = load_file(folder / "model.safetensors")["language_model.model.embed_tokens.weight"]
     change_tensors(folder, lambda tensors: tensors.pop("language_model.lm_head.weight"))
-    language_model = load(change_config(folder, tie_word_embeddings=True)).language_model
-    torch.testing.assert_close(language_model.lm_head.weight[: len(expected)], expected, atol=0, rtol=0)
+    values = json.loads((folder / "config.json").read_text())
+    if outer:
+        values["tie_word_embeddings"] = True
+    else:
+        # As before transformers 5.
+        del values["tie_word_embeddings"]
+        values["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(values))
+    assert_embeds_with(load(folder), embeddings, embeddings)
 
 
 TENSORS = (

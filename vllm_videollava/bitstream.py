@@ -1,7 +1,7 @@
 """Whether a clip can be decoded from each of its key frames on, told by what its packets hold."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from struct import Struct
 from typing import NamedTuple
@@ -11,6 +11,10 @@ import av
 _LENGTH_AND_TYPE = Struct(">IB")
 _START_CODE = re.compile(rb"\0\0\x01")
 Bytes = bytes | memoryview
+
+
+def _start_codes_before(first_bytes: Iterable[int]) -> re.Pattern[bytes]:
+    return re.compile(b"\0\0\x01[" + b"".join(re.escape(bytes([first])) for first in sorted(first_bytes)) + b"]")
 
 
 class _UnclearError(Exception):
@@ -46,19 +50,18 @@ def can_start_at_key_frames(codec: str, extradata: bytes, packets: Sequence[av.P
 
 
 def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packet]) -> bool:
+    if any(packet.is_corrupt for packet in packets):
+        return False
+    if any(_changes_decoder(data, extradata) for packet in packets for data in packet.iter_sidedata()):
+        return False
     first = reader.read(packets[0]).setup
     # Otherwise each key frame has to bring again what the first one brought.
     is_in_container = set(first) <= set(reader.setup)
     known = reader.setup if is_in_container else first
     has_one_of_each = len({reader.kind(unit) for unit in known}) == len(known)
-    for packet in packets:
-        if packet.is_corrupt or any(_changes_decoder(data, extradata) for data in packet.iter_sidedata()):
-            return False
-        is_key = packet.is_keyframe
-        if not is_key and reader.is_plain(packet):
-            continue
+    for packet in reader.notable(packets):
         setup, starts = reader.read(packet)
-        if is_key and not (starts and (is_in_container or setup == known)):
+        if packet.is_keyframe and not (starts and (is_in_container or setup == known)):
             return False
         if setup and setup != known and not (has_one_of_each and set(setup) <= set(known)):
             return False
@@ -66,7 +69,8 @@ def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packe
 
 
 def _changes_decoder(data: av.packet.PacketSideData, extradata: bytes) -> bool:
-    return data.data_type == "param_change" or (data.data_type == "new_extradata" and bytes(data) != extradata)
+    kind = data.data_type
+    return kind == "param_change" or (kind == "new_extradata" and bytes(data) != extradata)
 
 
 class _Reader:
@@ -84,9 +88,9 @@ class _Reader:
         """Return what a unit is, as the codec's standard numbers it."""
         return unit[0]
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        """Tell at once of most packets that they hold nothing but a picture."""
-        return False
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        """Leave out most packets that are no key frames and hold nothing but a picture, quickly."""
+        return packets
 
 
 class _NalReader(_Reader):
@@ -98,7 +102,8 @@ class _NalReader(_Reader):
 
     def __init__(self, extradata: bytes) -> None:
         self._length_bytes = 0
-        self._pictures = {first for first in range(256) if self.kind((first,)) in self.picture_kinds}
+        self._pictures = self._first_bytes(set(self.picture_kinds) - self.breaking_kinds)
+        self._notable = _start_codes_before(self._first_bytes(self.setup_kinds | self.breaking_kinds))
         units: Iterable[Bytes]
         if self.is_record(extradata):
             self._length_bytes, units = self.read_record(extradata)
@@ -122,16 +127,25 @@ class _NalReader(_Reader):
                 exact = True
         return _Content(setup, bool(starts))
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        if self._length_bytes != 4:
-            return False
-        at, size = 0, packet.size
-        while at + 5 <= size:
-            length, first = _LENGTH_AND_TYPE.unpack_from(packet, at)
-            if first not in self._pictures:
-                return False
-            at += 4 + length
-        return at == size
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        if not self._length_bytes:
+            return (packet for packet in packets if packet.is_keyframe or self._notable.search(packet))
+        return self._notable_by_lengths(packets) if self._length_bytes == 4 else packets
+
+    def _notable_by_lengths(self, packets: Sequence[av.Packet]) -> Iterator[av.Packet]:
+        pictures, unpack = self._pictures, _LENGTH_AND_TYPE.unpack_from
+        for packet in packets:
+            at, size = 0, packet.size
+            while at + 5 <= size:
+                length, first = unpack(packet, at)
+                if first not in pictures:
+                    break
+                at += 4 + length
+            if at != size or packet.is_keyframe:
+                yield packet
+
+    def _first_bytes(self, kinds: Container[int]) -> set[int]:
+        return {first for first in range(256) if self.kind((first,)) in kinds}
 
     def _split(self, packet: av.Packet | bytes) -> Iterator[Bytes]:
         if self._length_bytes:
@@ -210,6 +224,8 @@ class _HevcReader(_NalReader):
 
 
 class _Mpeg4Reader(_Reader):
+    _notable = _start_codes_before(set(range(256)) - {0xB3, 0xB6})
+
     def read(self, packet: av.Packet | bytes) -> _Content:
         setup, starts = [], None
         for unit in _split_at_start_codes(memoryview(packet)):
@@ -218,6 +234,9 @@ class _Mpeg4Reader(_Reader):
             elif unit[0] != 0xB3:  # A time, which is only added to.
                 setup.append(_strip(unit))
         return _Content(setup, bool(starts))
+
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        return (packet for packet in packets if packet.is_keyframe or self._notable.search(packet))
 
 
 class _Av1Reader(_Reader):
@@ -255,8 +274,8 @@ class _Vp9Reader(_Reader):
         shown_before_and_type = first >> 1 if first & 0x30 == 0x30 else first >> 2
         return _Content([], shown_before_and_type & 3 == 0)
 
-    def is_plain(self, packet: av.Packet) -> bool:
-        return True
+    def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
+        return (packet for packet in packets if packet.is_keyframe)
 
 
 class _JpegReader(_Reader):

@@ -127,7 +127,6 @@ def demo(args: argparse.Namespace) -> str | None:
 
 def check(args: argparse.Namespace) -> int:
     """Print a few lines about the installation; return 1 if something is missing."""
-    import av
     import vllm
     from vllm.platforms import current_platform
 
@@ -135,8 +134,24 @@ def check(args: argparse.Namespace) -> int:
     print(f"plugin   {f'NOT LOADED: {problem}' if problem else 'found'}")
     print(f"vllm     {vllm.__version__}")
     print(f"device   {current_platform.device_name}")
-    print(f"decoder  PyAV {av.__version__}")
-    return 1 if problem or (args.model and not _check_model(args.model)) else 0
+    decodes = _check_decoder()
+    return 1 if problem or not decodes or (args.model and not _check_model(args.model)) else 0
+
+
+def _check_decoder() -> bool:
+    from importlib.metadata import version
+
+    from vllm_videollava.envs import read_settings
+    from vllm_videollava.media_io import check_decoding
+
+    try:
+        name, distribution = {"pyav": ("PyAV", "av"), "decord": ("decord", "decord2")}[read_settings().decoder]
+        check_decoding()
+    except (ValueError, RuntimeError) as error:
+        print(f"decoder  NOT WORKING: {error}")
+        return False
+    print(f"decoder  {name} {version(distribution)}")
+    return True
 
 
 def _check_model(model: str) -> bool:

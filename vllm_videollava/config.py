@@ -37,6 +37,8 @@ class VideoLlavaConfig(PreTrainedConfig):
     original_format: bool = True
     # Frames sampled from a clip.
     num_frames: int = 8
+    # Of the language model; transformers and vLLM look for it here.
+    tie_word_embeddings: bool = False
     # Folder or repository of each tower's own weights, where the checkpoint may come without them.
     image_tower_source: str | None = None
     video_tower_source: str | None = None
@@ -111,7 +113,7 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
     for name in overrides if isinstance(overrides, Mapping) else ():
         if name.startswith("mm_") or name in _names_of_architecture():
             raise ValueError(f"hf_overrides has {shorten(name)}, which the weights fix; leave it out.")
-        if name in _own_fields(LlamaConfig):
+        if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
             raise ValueError(f"hf_overrides has {shorten(name)}, which has no effect there; put it into 'text_config'.")
     tower = config.video_config
     if tower.add_time_attn and config.num_frames != tower.num_frames:
@@ -159,6 +161,7 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         "image_keeps_cls": feature == "cls_patch",
         "projector_depth": _original_projector_depth(values.get("mm_projector_type", "linear")),
         "num_frames": video_config.num_frames,
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
         "image_tower_source": image_source,
         "video_tower_source": video_source,
     }
@@ -199,9 +202,6 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     config = TransformersConfig.from_dict(dict(values))
     if not isinstance(config.text_config, LlamaConfig):
         raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
-    # transformers 5 goes by the outer value, which its older versions did not write.
-    if "tie_word_embeddings" in values:
-        config.text_config.tie_word_embeddings = values["tie_word_embeddings"]
     tower = tower_config(config.vision_config.to_dict())
     _check_layer("vision_feature_layer", layer, tower)
     return {
@@ -214,6 +214,8 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
         "projector_hidden_act": config.projector_hidden_act,
         "projector_bias": config.multimodal_projector_bias,
         "original_format": False,
+        # Older versions of transformers wrote the inner value only.
+        "tie_word_embeddings": values.get("tie_word_embeddings", config.text_config.tie_word_embeddings),
     }
 
 

@@ -72,7 +72,12 @@ def main() -> None:
     from vllm_videollava import clip_decoder, image_decoder  # noqa: F401
 
     gc.freeze()
-    server = socket.socket(fileno=0)
+    # Whoever has started this process may be gone at any time.
+    with suppress(ConnectionError):
+        _serve(socket.socket(fileno=0))
+
+
+def _serve(server: socket.socket) -> None:
     data_bytes = resource.getpagesize() * _count_data_pages()
     server.send(json.dumps((Outcome.READY, None)).encode())
     while True:
@@ -86,10 +91,7 @@ def main() -> None:
         answer, result = _answer(pkgutil.resolve_name(request.function), request.arguments, descriptors[0])
         _set_timers(0)
         _die_with(server, False)
-        try:
-            socket.send_fds(server, [json.dumps(answer).encode()], result)
-        except BrokenPipeError:
-            return
+        socket.send_fds(server, [json.dumps(answer).encode()], result)
         for descriptor in result:
             os.close(descriptor)
         # A decoded frame and its side data refer to each other.

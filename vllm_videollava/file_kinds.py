@@ -94,7 +94,7 @@ _SIGNATURES = [
             "a picture (AVIF)": rb"....ftypavif",
             "a picture (HEIF)": rb"....ftypmif1",
             "a picture (BMP)": rb"BM....\0\0\0\0",
-            "a picture (TIFF, or a camera's raw format)": rb"II[*+]\0|MM\0[*+]|FUJIFILMCCD-RAW",
+            "a picture (TIFF)": rb"II[*+]\0|MM\0[*+]|FUJIFILMCCD-RAW",
             "a picture (Photoshop)": rb"8BPS",
             "a picture (ICO)": rb"\0\0\x01\0[^\0]\0",
             "a picture (OpenEXR)": rb"\x76\x2f\x31\x01",

@@ -56,7 +56,9 @@ def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.nd
             # A HEIF file may hold more pixels than it says at first.
             _check_size(image, max_pixels)
             return rgb
-    except UnidentifiedImageError as error:
+    except MediaError:
+        raise
+    except (UnidentifiedImageError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
         sentence = "The image is damaged, or in a format that is not supported."
         raise MediaError(explain("image", head) or sentence) from error
     except OSError as error:

@@ -1,8 +1,11 @@
-"""Images and clips as users hand them over, made uniform: an RGB image, or frames in an array."""
+"""Images and clips as users and their libraries hand them over, made uniform: 8-bit RGB in an array."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -11,73 +14,88 @@ from PIL import Image
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
+from vllm_videollava import rgb
 from vllm_videollava.errors import MediaError, check_sides
-from vllm_videollava.frames import sample_array
-from vllm_videollava.lengths import check_length
-from vllm_videollava.media_io import Colour, MediaDecoder, MediaFileIO
+from vllm_videollava.frames import sample_array, sample_indices
+from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage
+from vllm_videollava.rgb import Colour
+
+_CHANNELS = (3, 4, 1)
+"""RGB, RGBA and grey; of the ways to read a shape, the first of these is taken, and the channels last."""
+_SUPPORTED = {
+    "An image": "a PIL image, an array or tensor, and a pathlib.Path",
+    "A video": "a list of images, an array or tensor, and a pathlib.Path",
+    "A frame": "a PIL image, and an array or tensor",
+}
 
 
 class VideoLlavaDataParser(MultiModalDataParser):
-    """Also takes paths, and keeps vLLM from blending transparent images with white.
+    """Also takes paths, and what other libraries decode to; keeps vLLM from blending transparent images with white.
 
     Args:
         pixel_format: what files are made into.
-        tokens_per_item: by modality.
-        max_model_len: tokens of the context.
         background: what transparent images in files are put on; without one, transparency is dropped.
     """
 
-    def __init__(
-        self,
-        pixel_format: PixelFormat,
-        tokens_per_item: Mapping[str, int],
-        max_model_len: int,
-        background: Colour | None = None,
-    ) -> None:
+    def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
         super().__init__()
         self._num_frames = pixel_format.num_frames
-        self._tokens_per_item, self._max_model_len = tokens_per_item, max_model_len
+        self._background = background
         self._decoder = MediaDecoder(pixel_format, background)
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
         """Load, check and convert media; other modalities are left to vLLM.
 
+        An image becomes uint8 `[H, W, 3]` or a `PreparedImage`, a clip uint8
+        `[num_frames, H, W, 3]`, so that vLLM's cache knows equal pixels
+        again however they were handed over.
+
         Raises:
-            MediaError: an item cannot be decoded, or is of a kind, shape or dtype that is not supported.
+            MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported.
         """
         mm_data = dict(mm_data)
-        items = {
-            modality: split(mm_data[modality])
-            for modality, split in (("image", _split_images), ("video", _split_videos))
-            if mm_data.get(modality) is not None
-        }
-        # Before anything is decoded.
-        counts = {modality: len(of_one) for modality, of_one in items.items()}
-        check_length(counts, self._tokens_per_item, 0, self._max_model_len)
-        if "image" in items:
-            mm_data["image"] = _read_each("Image", self._read_image, items["image"])
-        if "video" in items:
-            mm_data["video"] = _read_each("Video", self._read_video, items["video"])
+        if (images := mm_data.get("image")) is not None:
+            mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
+        if (videos := mm_data.get("video")) is not None:
+            mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
         return super().parse_mm_data(mm_data)
+
+    def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
+        try:
+            return self._decoder.decode(_read_file(kind, path))
+        except MediaError as error:
+            raise MediaError(str(error), detail=error.detail, url=path.absolute().as_uri()) from error
 
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
-            item = self._decoder.decode(MediaFileIO("image").load_file(item))
+            item = self._decode_file("image", item)
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_image(item.media))
-        return item if item is None or isinstance(item, PreparedImage) else to_rgb(item)
+        return item if item is None or isinstance(item, PreparedImage) else to_rgb(item, self._background)
 
     def _read_video(self, item: Any) -> Any:
         if isinstance(item, Path):
-            item = self._decoder.decode(MediaFileIO("video").load_file(item))
+            item = self._decode_file("video", item)
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_video(item.media))
-        if isinstance(item, tuple):
-            frames, metadata = item
-            return self._read_video(frames), metadata
-        return None if item is None else sample_array(to_frames(item), self._num_frames)
+        if _is_clip_and_more(item):
+            return self._read_video(item[0])
+        return None if item is None else to_frames(item, self._num_frames, self._background)
+
+
+def _read_file(kind: str, path: Path) -> MediaFile:
+    """Read a file of the user, who may well be told its name."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise MediaError(f"The {kind} file cannot be read: Not a file: {str(path)!r}.")
+        return MediaFileIO(kind).load_file(path)
+    except MediaError:
+        raise
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise MediaError(f"The {kind} file cannot be read: {why}: {str(path)!r}.") from error
 
 
 def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
@@ -93,74 +111,233 @@ def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[
     return results
 
 
-def to_rgb(image: Any) -> Image.Image:
-    """Convert an image to mode RGB as the original code does: transparency is dropped.
+def to_rgb(image: Any, background: Colour | None = None) -> np.ndarray:
+    """Convert an image to 8-bit RGB.
 
     Args:
-        image: a PIL image, or uint8 `[H, W, 3]`, `[H, W]` or `[3, H, W]`.
+        image: a PIL image, for which see `vllm_videollava.rgb.to_rgb`, or an
+            array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]`, with C = 3, 4
+            (the fourth is alpha) or 1; if both ends have such a size, 3 goes
+            before 4, 4 before 1, and the end before the beginning. Its values
+            are whole numbers from 0 to 255 in any dtype, floats from 0 to 1,
+            or bool. Floats of which none is above 1 are taken for the second,
+            so that 1.0 is white.
+        background: the colour behind transparent pixels; with None transparency is dropped.
+
+    Returns:
+        uint8 `[H, W, 3]`.
 
     Raises:
         ValueError: it is none of these, or cannot be read.
     """
-    if isinstance(image, Image.Image):
-        check_sides("An image", image.height, image.width)
-        try:
-            return image.convert("RGB")
-        except OSError as error:
-            raise ValueError("The image cannot be read.") from error
-    array = _as_uint8(image, "An image")
-    if array.ndim == 3 and array.shape[-1] != 3 and array.shape[0] == 3:
-        array = array.transpose(1, 2, 0)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] != 3) or not array.size:
-        raise ValueError(f"An image array has shape {array.shape}; supported are [H, W, 3], [3, H, W] and [H, W].")
-    check_sides("An image", *array.shape[:2])
-    return Image.fromarray(array).convert("RGB")
+    return _to_rgb(image, "An image", background)
 
 
-def to_frames(frames: Any) -> np.ndarray:
-    """Convert the frames of a clip to one array, uint8 `[N, H, W, 3]`.
+def to_frames(frames: Any, num_frames: int | None = None, background: Colour | None = None) -> np.ndarray:
+    """Convert the frames of a clip to one array.
 
     Args:
-        frames: a list of images as `to_rgb` takes, all of one size, or uint8
-            `[N, H, W, 3]` or `[N, 3, H, W]`.
+        frames: a list or tuple of images as `to_rgb` takes, all of one size,
+            or an array or tensor of such images. What its values mean is told
+            from all the frames that are wanted.
+        num_frames: how many these are, evenly spread; None for all.
+        background: see `to_rgb`.
+
+    Returns:
+        uint8 `[num_frames, H, W, 3]`.
 
     Raises:
         ValueError: it is none of these, or has no frames.
     """
-    if isinstance(frames, list):
-        images = [np.asarray(to_rgb(frame)) for frame in frames]
-        if len({image.shape for image in images}) != 1:
-            raise ValueError("The frames of a video must be at least one and all of one size.")
-        return np.stack(images)
-    array = _as_uint8(frames, "A video")
-    if array.ndim == 4 and array.shape[-1] != 3 and array.shape[1] == 3:
-        array = array.transpose(0, 2, 3, 1)
-    if array.ndim != 4 or array.shape[-1] != 3 or not array.size:
-        raise ValueError(f"A video array has shape {array.shape}; supported are [N, H, W, 3] and [N, 3, H, W].")
-    check_sides("A video", *array.shape[1:3])
+    if isinstance(frames, (list, tuple)):
+        if not frames:
+            raise ValueError("The video has no frames.")
+        indices = np.unique(sample_indices(len(frames), num_frames or len(frames)))
+        clip = _list_to_rgb([frames[index] for index in indices], background)
+        return sample_array(clip, num_frames or len(clip))
+    array = _as_array(frames, "A video")
+    _check_shape(tuple(array.shape), "A video", is_clip=True)
+    array = _to_numpy(array, "A video", sample_indices(len(array), num_frames or len(array)))
+    return _arrays_to_rgb(array, "A video", background)
+
+
+def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
+    """Convert frames; what their values mean is told from all together, where they are of one kind."""
+    if not any(isinstance(picture, Image.Image) for picture in pictures):
+        arrays = [_to_numpy(_as_array(picture, "A frame"), "A frame") for picture in pictures]
+        if len({array.shape for array in arrays}) == 1:
+            _check_shape(arrays[0].shape, "A frame")
+            return _arrays_to_rgb(np.stack(arrays), "A frame", background)
+    elif {getattr(picture, "mode", None) for picture in pictures} in ({"I"}, {"F"}):
+        return _wide_grey_to_rgb(pictures)
+    images = [_to_rgb(picture, "A frame", background) for picture in pictures]
+    _check_sizes([image.shape[1::-1] for image in images])
+    return np.stack(images)
+
+
+def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
+    """Convert pictures of mode I or F as if they were one."""
+    _check_sizes([picture.size for picture in pictures])
+    width, height = pictures[0].size
+    check_sides("A frame", height, width)
+    with _reading():
+        column = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
+        return rgb.to_rgb(column).reshape(-1, height, width, 3)
+
+
+def _check_sizes(sizes: list[tuple[int, int]]) -> None:
+    if len(different := sorted(set(sizes))) > 1:
+        named = " and ".join(f"{width}x{height}" for width, height in different[:2])
+        raise ValueError(f"The frames of a video must be all of one size; these have {named} pixels.")
+
+
+def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"{kind} of {image.width}x{image.height} pixels is empty.")
+        check_sides(kind, image.height, image.width)
+        with _reading():
+            return rgb.to_rgb(image, background)
+    array = _as_array(image, kind)
+    _check_shape(tuple(array.shape), kind)
+    return _arrays_to_rgb(_to_numpy(array, kind)[None], kind, background)[0]
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:
+        # Of an image that is damaged or closed, Pillow raises nearly anything.
+        raise ValueError("The image cannot be read.") from error
+
+
+def _arrays_to_rgb(pictures: np.ndarray, kind: str, background: Colour | None) -> np.ndarray:
+    """Convert pictures of one shape, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`."""
+    if pictures.ndim == 3:
+        pictures = pictures[..., None]
+    pictures = np.moveaxis(pictures, _channel_axis(pictures.shape[1:]), -1)
+    check_sides(kind, *pictures.shape[1:3])
+    pictures = _to_uint8(pictures, kind)
+    if pictures.shape[-1] == 1:
+        return pictures.repeat(3, axis=-1)
+    if pictures.shape[-1] == 4 and background is not None:
+        return np.stack([rgb.to_rgb(Image.fromarray(picture), background) for picture in pictures])
+    return np.ascontiguousarray(pictures[..., :3])
+
+
+def _to_uint8(values: np.ndarray, kind: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{kind} array has dtype {values.dtype}; supported are integers, floats and bool.")
+    low, high = values.min(), values.max()
+    is_fraction = values.dtype.kind in "bf" and low >= 0 and high <= 1
+    is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.trunc(values))
+    if not is_fraction and not (is_whole and low >= 0 and high <= 255):
+        raise ValueError(
+            f"{kind} array has {values.dtype} values from {low:g} to {high:g}; "
+            "supported are whole numbers from 0 to 255, and floats from 0 to 1."
+        )
+    result = np.empty(values.shape, np.uint8)
+    for part, into in zip(values, result, strict=True):
+        into[...] = np.rint(part.astype(np.float64) * 255) if is_fraction else part
+    return result
+
+
+def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
+    if (array := _find_array(data)) is None:
+        given = type(data)
+        name = given.__name__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__name__}"
+        raise ValueError(f"{kind} was given as {name}; supported are {_SUPPORTED[kind]}.")
     return array
 
 
-def _as_uint8(array: Any, kind: str) -> np.ndarray:
-    if not isinstance(array, (np.ndarray, torch.Tensor)):
-        raise ValueError(f"{kind} was given as {type(array).__name__}, which is not supported.")
-    array = np.asarray(array)
-    if array.dtype != np.uint8:
-        raise ValueError(f"{kind} array has dtype {array.dtype}; uint8 values from 0 to 255 are supported.")
-    return array
+def _find_array(data: Any) -> np.ndarray | torch.Tensor | None:
+    """Return what an array-like object holds, or None if it is not one."""
+    if isinstance(data, torch.Tensor):
+        return data
+    # decord's arrays have a method of their own.
+    if hasattr(data, "asnumpy"):
+        return data.asnumpy()
+    # vLLM's wrapper of media also looks like an array.
+    return np.asarray(data) if hasattr(data, "__array__") and not isinstance(data, MediaWithBytes) else None
+
+
+def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray | EllipsisType = ...) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array[indices]
+    try:
+        array = array[indices]
+        # NumPy has neither bfloat16 nor floats of 8 bits.
+        if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):
+            array = array.float()
+        return array.numpy(force=True)
+    except (RuntimeError, TypeError) as error:
+        what = f"{array.layout} on device {array.device}"
+        raise ValueError(f"{kind} tensor is {what}; its values cannot be read, pass a dense one.") from error
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    return next((axis for size in _CHANNELS for axis in (-1, -3) if shape[axis] == size), None)
+
+
+def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> None:
+    picture = shape[1:] if is_clip else shape
+    # Three axes are grey frames, unless they may be one picture.
+    is_grey = len(picture) == 2 and not (is_clip and _channel_axis(shape) is not None)
+    is_coloured = len(picture) == 3 and _channel_axis(picture) is not None
+    if 0 in shape or not (is_grey or is_coloured):
+        n = "N, " if is_clip else ""
+        supported = f"[{n}H, W, C], [{n}C, H, W] and [{n}H, W], with C = 3, 4 or 1"
+        raise ValueError(f"{kind} array has shape {shape}; supported are {supported}.")
+
+
+def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
+    """Count the images and the videos that are handed over, by modality, without loading any."""
+    split = {"image": _split_images, "video": _split_videos}
+    return {
+        modality: len(split[modality](data))
+        for modality, data in mm_data.items()
+        if modality in split and data is not None
+    }
 
 
 def _split_images(data: Any) -> list[Any]:
-    return list(data) if isinstance(data, list) or _ndim(data) == 4 else [data]
+    """Return the images in what a user has handed over."""
+    if isinstance(data, (list, tuple)):
+        return list(data)
+    array = None if isinstance(data, PreparedImage) else _find_array(data)
+    return list(array) if array is not None and array.ndim == 4 else [data]
 
 
 def _split_videos(data: Any) -> list[Any]:
-    if isinstance(data, list):
-        # As vLLM sees it, a list of pictures is one clip.
-        is_clip = data and all(isinstance(item, Image.Image) or _ndim(item) == 3 for item in data)
-        return [data] if is_clip else data
-    return list(data) if _ndim(data) == 5 else [data]
+    """Return the videos in what a user has handed over; as vLLM sees it, a list of pictures is one of them."""
+    if isinstance(data, (list, tuple)):
+        is_clip = _is_clip_and_more(data) or any(isinstance(item, Image.Image) for item in data)
+        is_clip = is_clip or (bool(data) and all(_count_axes(item) in (2, 3) for item in data))
+        return [data] if is_clip else list(data)
+    return list(_find_array(data)) if _count_axes(data) == 5 else [data]
 
 
-def _ndim(data: Any) -> int | None:
-    return data.ndim if isinstance(data, (np.ndarray, torch.Tensor)) else None
+def _is_clip_and_more(data: Any) -> bool:
+    """Tell whether this is a video with what is known of it: metadata, its rate, its sound."""
+    return (
+        isinstance(data, tuple)
+        and len(data) > 1
+        and _is_medium(data[0])
+        and not any(_is_medium(item) for item in data[1:])
+    )
+
+
+def _is_medium(data: Any) -> bool:
+    if isinstance(data, (list, tuple)):
+        return bool(data) and _is_medium(data[0])
+    return isinstance(data, (Image.Image, Path, MediaWithBytes)) or _count_axes(data) > 2
+
+
+def _count_axes(data: Any) -> int:
+    array = _find_array(data)
+    return 0 if array is None else array.ndim

@@ -18,11 +18,11 @@ from vllm_videollava.envs import read_settings, variable
 from vllm_videollava.errors import MediaError
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage, frame_pixels, prepare_image
+from vllm_videollava.rgb import Colour
 
 DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
 DECODE_VIDEO = "vllm_videollava.clip_decoder:decode_frames"
 DECODE_PICTURES = "vllm_videollava.clip_decoder:decode_picture_sequence"
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ MODALITIES = ("image", "video")
 Refusal = MediaError | TemporaryError
 
 
-def count_media(messages: Sequence[Any]) -> Counter[str]:
+def count_parts(messages: Sequence[Any]) -> Counter[str]:
     """Return how many parts have an image or a video, by modality."""
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 

@@ -81,18 +81,11 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return VideoLlavaProcessor(self.get_hf_config())
 
     def get_data_parser(self) -> VideoLlavaDataParser:
-        config = self.get_hf_config()
         background = background_colour(self.ctx.get_mm_config().media_io_kwargs)
-        return VideoLlavaDataParser(config.pixel_format, config.tokens_per_item, self._max_model_len, background)
-
-    @property
-    def _max_model_len(self) -> int:
-        return self.ctx.model_config.max_model_len
+        return VideoLlavaDataParser(self.get_hf_config().pixel_format, background)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        return {
-            modality: self._max_model_len // tokens for modality, tokens in self.get_hf_config().tokens_per_item.items()
-        }
+        return {"image": None, "video": None}
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         return self.get_hf_config().tokens_per_item

@@ -148,11 +148,6 @@ def collapse_placeholders(
     return token_ids
 
 
-def count_items(token_ids: Sequence[int], token_id: int, tokens_per_item: int) -> int:
-    """Count the images or the videos of a prompt, whose placeholders may have all their tokens already."""
-    return _collapse_runs(list(token_ids), token_id, tokens_per_item).count(token_id)
-
-
 def _collapse_runs(token_ids: list[int], token_id: int, length: int) -> list[int]:
     runs = [(value, sum(1 for _ in run)) for value, run in groupby(token_ids)]
     if any(value == token_id and number % length for value, number in runs):

@@ -16,11 +16,12 @@ from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.errors import MediaError
 from vllm_videollava.lengths import check_length
+from vllm_videollava.media import count_media
 from vllm_videollava.media_connector import media_become
 from vllm_videollava.media_io import check_decoding
-from vllm_videollava.message_parts import Refusal, count_media, name_part
+from vllm_videollava.message_parts import Refusal, count_parts, name_part
 from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders, split_placeholders
-from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, count_items
+from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, collapse_placeholders
 from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
 from vllm_videollava.temporary_errors import TemporaryError
 
@@ -49,29 +50,29 @@ class VideoLlavaRenderer(HfRenderer):
         with _name_prompt():
             return super().render_cmpl(*args, **kwargs)
 
-    def render_chat(self, conversations, *args, **kwargs):
+    def render_chat(self, conversations, chat_params, tok_params=None, **kwargs):
         with _name_prompt():
+            self._check_before_fetching(conversations, chat_params, tok_params)
             try:
-                return super().render_chat(conversations, *args, **kwargs)
+                return super().render_chat(conversations, chat_params, tok_params, **kwargs)
             except (MediaError, TemporaryError) as error:
                 raise _name_part(error, conversations) from error
 
-    async def render_chat_async(self, conversations, *args, **kwargs):
+    async def render_chat_async(self, conversations, chat_params, tok_params=None, **kwargs):
+        self._check_before_fetching(conversations, chat_params, tok_params)
         try:
-            return await super().render_chat_async(conversations, *args, **kwargs)
+            return await super().render_chat_async(conversations, chat_params, tok_params, **kwargs)
         except (MediaError, TemporaryError) as error:
             refusal = _name_part(error, conversations)
             _log(refusal)
             raise refusal from error
 
     def render_messages(self, messages, params):
-        self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = super().render_messages(messages, _with_default_template(params))
         return _without_sentinels(conversation), prompt
 
     async def render_messages_async(self, messages, params):
-        self._check_before_fetching(messages, params)
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
         return _without_sentinels(conversation), prompt
@@ -103,8 +104,10 @@ class VideoLlavaRenderer(HfRenderer):
             return
         if params.truncate_prompt_tokens is not None:
             self._check_truncation(given, token_ids, params.truncate_prompt_tokens)
-        elif params.max_total_tokens is not None:
+            counts, num_text_tokens = count_media(given.get("multi_modal_data") or {}), 0
+        else:
             counts, num_text_tokens = self._count_tokens(given, token_ids)
+        if params.max_total_tokens is not None:
             check_length(counts, self._tokens_per_item, num_text_tokens, params.max_total_tokens)
 
     def _check_truncation(self, given, token_ids: Sequence[int], limit: int) -> None:
@@ -138,9 +141,9 @@ class VideoLlavaRenderer(HfRenderer):
             return
         tokenizer, at_least = self.get_tokenizer(), error.parameter == "input_text"
         if at_least:
-            texts = split_placeholders(given["prompt"]) if given.get("multi_modal_data") else [given["prompt"]]
-            counts = {modality: texts.count(placeholder) for modality, placeholder in PLACEHOLDERS.items()}
-            num_text_tokens = -(-sum(map(len, texts[::2])) // tokenizer.max_chars_per_token)
+            counts = count_media(given.get("multi_modal_data") or {})
+            num_characters = sum(map(len, split_placeholders(given["prompt"])[::2]))
+            num_text_tokens = -(-num_characters // tokenizer.max_chars_per_token)
         else:
             token_ids = given.get("prompt_token_ids") or tokenizer.encode(
                 given["prompt"], add_special_tokens=params.add_special_tokens
@@ -157,13 +160,18 @@ class VideoLlavaRenderer(HfRenderer):
         )
 
     def _count_tokens(self, given, token_ids: Sequence[int]) -> tuple[dict[str, int], int]:
-        """Return the images and videos in a prompt, by modality, and the tokens of all else."""
-        placeholder_ids = self.get_tokenizer().placeholder_ids if given.get("multi_modal_data") else {}
-        counts = {
-            modality: count_items(token_ids, token_id, self._tokens_per_item[modality])
-            for modality, token_id in placeholder_ids.items()
-        }
-        return counts, sum(token_id not in placeholder_ids.values() for token_id in token_ids)
+        """Return the images and videos of a prompt, by modality, and the number of all other tokens.
+
+        Raises:
+            ValueError: the prompt's placeholders are not those of its images and videos.
+        """
+        media = given.get("multi_modal_data")
+        if not media:
+            return {}, len(token_ids)
+        counts, placeholder_ids = count_media(media), self.get_tokenizer().placeholder_ids
+        token_ids = collapse_placeholders(token_ids, placeholder_ids, counts, self._tokens_per_item)
+        check_placeholders(token_ids, placeholder_ids, counts)
+        return counts, len(token_ids) - sum(counts.values())
 
     @property
     def _tokens_per_item(self) -> dict[str, int]:
@@ -177,9 +185,11 @@ class VideoLlavaRenderer(HfRenderer):
         self._check_prompt(prompt)
         return self._checked(await super().process_for_engine_async(prompt, *args, **kwargs))
 
-    def _check_before_fetching(self, messages: Sequence[Any], params) -> None:
-        self._check_options(params.media_io_kwargs, params.mm_processor_kwargs)
-        check_length(count_media(messages), self._tokens_per_item, 0, self.model_config.max_model_len)
+    def _check_before_fetching(self, conversations, chat_params, tok_params: TokenizeParams | None) -> None:
+        self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
+        limit = (tok_params or self.default_chat_tok_params).max_total_tokens
+        for messages in conversations if limit is not None else ():
+            check_length(count_parts(messages), self._tokens_per_item, 0, limit)
 
     def _check_options(self, media_io_kwargs: object, mm_processor_kwargs: object) -> None:
         check_media_io_kwargs(media_io_kwargs, self._hf_config.num_frames)

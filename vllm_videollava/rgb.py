@@ -1,4 +1,4 @@
-"""From a picture of any mode to upright RGB of 8 bits, for files in the worker and for pictures handed over offline."""
+"""From a picture of any mode to upright 8-bit RGB, in the worker and for pictures handed over offline."""
 
 from typing import Any
 
@@ -51,7 +51,8 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
         image = image.transpose(turn)
     if image.mode in _STRAIGHT_ALPHA:
         image = image.convert(_STRAIGHT_ALPHA[image.mode])
-    if background is not None and image.has_transparency_data:
+    # An RGB image of which one colour is transparent stays as it is in vLLM too.
+    if background is not None and image.mode != "RGB" and image.has_transparency_data:
         image = image.convert("RGBA")
         opaque = Image.new("RGB", image.size, background)
         opaque.paste(image, mask=image.getchannel("A"))
