@@ -84,13 +84,16 @@ class Odd:
 
 def junk(folder: Path):
     return one_of(
-        [None, 0, "", "x", str(folder / "image.png"), b"", b"\xff" * 10, {}, [], (), [[]], [None], Odd(), image_url()]
-        + [float("nan"), {"image": None}, object, iter([]), video_url(), np.uint8(3), (None, None), (1, 2, 3), set()]
+        [
+            *(None, 0, "", "x", str(folder / "image.png"), b"", b"\xff" * 10, image_url(), video_url(), float("nan")),
+            *({}, [], (), [[]], [None], (None, None), (1, 2, 3), set(), {"image": None}, iter([])),
+            *(Odd(), object, np.uint8(3)),
+        ]
     )
 
 
 def paths(folder: Path):
-    names = ["image.png", "clip.mp4", "damaged.mp4", "empty", "missing", ".", "a\0b", "x" * 300]
+    names = ["image.png", "clip.mp4", "damaged.mp4", "empty", "missing", ".", "a\0b"]
     return one_of([folder / name for name in names])
 
 
@@ -106,18 +109,32 @@ def prepared(folder: Path):
     return image | st.builds(MediaWithBytes, image | pil_images | arrays(2, 4) | junk(folder), st.binary(max_size=4))
 
 
-def images(folder: Path):
-    item = pil_images | arrays(2, 3) | prepared(folder) | paths(folder) | junk(folder)
-    good = st.just(Image.new("RGB", (40, 60), "red"))
-    return good | item | st.lists(item | good, max_size=3) | arrays(4, 4) | st.lists(good, max_size=3)
+GOOD = {
+    "image": [Image.new("RGB", (40, 60), "red"), np.zeros((20, 30, 3), np.uint8), torch.full((3, 9, 8), 7).byte()],
+    "video": [np.zeros((9, 56, 60, 3), np.uint8), [Image.new("L", (40, 60))] * 3, torch.zeros(2, 3, 9, 9).byte()],
+}
 
 
-def videos(folder: Path):
+def items(modality: str, folder: Path):
+    """One item, or something else in the place of one."""
+    if modality == "image":
+        return pil_images | arrays(2, 3) | prepared(folder) | paths(folder) | junk(folder)
     frames = arrays(3, 5) | st.lists(pil_images | arrays(2, 3) | junk(folder), max_size=9)
     metadata = one_of([{}, None, {"fps": -1}, {"frames_indices": [10**9]}, "x", 1])
-    item = frames | st.tuples(frames, metadata) | paths(folder) | prepared(folder) | junk(folder)
-    good = one_of([np.zeros((9, 56, 60, 3), np.uint8), [Image.new("RGB", (40, 60))] * 3, torch.zeros(2, 3, 9, 9).byte()])
-    return good | item | st.lists(item, max_size=3)
+    return frames | st.tuples(frames, metadata) | paths(folder) | prepared(folder) | junk(folder)
+
+
+@st.composite
+def media(draw, modality: str, folder: Path):
+    """Whatever is given as images or as videos, and how many there are, more or less."""
+    good = st.lists(one_of(GOOD[modality]), max_size=3)
+    if draw(st.booleans()):
+        given = draw(good)
+    else:
+        given = draw(st.lists(items(modality, folder) | one_of(GOOD[modality]), max_size=3))
+    if not draw(st.integers(0, 5)):
+        return draw(items(modality, folder) | arrays(4, 5)), 1
+    return given[0] if len(given) == 1 and draw(st.booleans()) else given, len(given)
 
 
 IDS = [1, 5, 257, 258, 257, 258, 383, 384, -1, -(2**31), 2**31, 2**63, 10**30]
@@ -127,27 +144,39 @@ UUIDS = [None, "a", "a", "b", "", "\ud800", 1, b"x", {}, [], "x" * 2000]
 
 @st.composite
 def prompts(draw, folder: Path):
-    prompt = draw(
-        st.builds(lambda ids: {"prompt_token_ids": ids}, st.lists(one_of(IDS[:6]), min_size=1, max_size=5))
-        | st.builds(lambda ids: {"prompt_token_ids": ids}, st.lists(one_of(IDS), max_size=5))
-        | st.builds(lambda texts: {"prompt": "".join(texts)}, st.lists(one_of(TEXTS), max_size=5))
-        | st.just({"prompt_token_ids": [1, *[257] * 16, 5, *[258] * 136]})
-        | st.just({"prompt_token_ids": [1, 257, 258]})
-    )
-    data = {}
-    if draw(st.booleans()):
-        data["image"] = draw(images(folder))
-    if draw(st.booleans()):
-        data["video"] = draw(videos(folder))
+    data, ids, texts = {}, [1, 5], ["a"]
+    for modality, token_id, length in (("image", IMAGE_ID, IMAGE_TOKENS), ("video", VIDEO_ID, VIDEO_TOKENS)):
+        if draw(st.booleans()):
+            data[modality], count = draw(media(modality, folder))
+            ids += [token_id] * count * draw(one_of([1, 1, 1, length]))
+            texts += [f"<{modality}>"] * count
+    kind = draw(st.integers(0, 5))
+    if kind < 3:
+        prompt = {"prompt_token_ids": ids}
+    elif kind < 5:
+        prompt = {"prompt": "".join(texts)}
+    else:
+        prompt = draw(
+            st.builds(lambda ids: {"prompt_token_ids": ids}, st.lists(one_of(IDS), max_size=5))
+            | st.builds(lambda texts: {"prompt": "".join(texts)}, st.lists(one_of(TEXTS), max_size=5))
+        )
     if not draw(st.integers(0, 15)):
         data[draw(one_of(["audio", "vision_chunk", "x", ""]))] = draw(junk(folder))
     if data or draw(st.booleans()):
         prompt["multi_modal_data"] = data
-    if draw(st.booleans()):
+    if not draw(st.integers(0, 2)):
         ids = one_of(UUIDS)
+        uuids = {
+            name: draw(st.lists(ids, min_size=len(given), max_size=len(given)))
+            for name, given in data.items()
+            if isinstance(given, list)
+        }
         prompt["multi_modal_uuids"] = draw(
-            st.dictionaries(one_of(["image", "video", "audio"]), ids | st.lists(ids, max_size=3), max_size=2)
+            st.just(uuids)
+            | st.dictionaries(one_of(["image", "video", "audio"]), ids | st.lists(ids, max_size=3), max_size=2)
         )
+    if not draw(st.integers(0, 3)):
+        prompt["cache_salt"] = draw(one_of(["a", "\ud800", ""]))
     if not draw(st.integers(0, 3)):
         prompt["mm_processor_kwargs"] = draw(
             st.just({"image_aspect_ratio": "pad"})
@@ -157,6 +186,7 @@ def prompts(draw, folder: Path):
 
 
 def test_the_renderer_gives_what_the_engine_takes_or_a_sentence(renderer, files):
+    from vllm.exceptions import VLLMValidationError
     from vllm.renderers import TokenizeParams
 
     outcomes = {}
@@ -166,8 +196,8 @@ def test_the_renderer_gives_what_the_engine_takes_or_a_sentence(renderer, files)
     def render(prompt):
         try:
             (engine_input,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
-        except ValueError as error:
-            check_sentence(str(error), files)
+        except (ValueError, VLLMValidationError) as error:
+            check_sentence(str(error))
             outcomes["refused"] = outcomes.get("refused", 0) + 1
         else:
             check_engine_input_is_right(engine_input)
@@ -178,12 +208,13 @@ def test_the_renderer_gives_what_the_engine_takes_or_a_sentence(renderer, files)
     assert min(outcomes[outcome] for outcome in ("refused", "token", "multimodal")) > 10
 
 
-def check_sentence(sentence: str, folder: Path) -> None:
+def check_sentence(sentence: str) -> None:
     assert len(sentence) < MAX_SENTENCE, sentence[:2000]
     assert sentence.isprintable(), repr(sentence)
     assert sentence[:1].isupper() or re.match(r"\w", sentence), sentence
-    assert not re.search(r"array\(|tensor\(|PreparedImage|MediaWithBytes|0x[0-9a-f]{6}|Traceback|<PIL", sentence), sentence
-    assert str(folder) not in sentence
+    assert not re.search(r"array\(|tensor\(|PreparedImage|MediaWithBytes|0x[0-9a-f]{6}|Traceback|<PIL", sentence), (
+        sentence
+    )
 
 
 def check_engine_input_is_right(engine_input) -> None:
@@ -217,3 +248,106 @@ def check_engine_input_is_right(engine_input) -> None:
                 assert pixels.shape == shape
     assert sorted(covered) == [index for index, token_id in enumerate(token_ids) if token_id in (IMAGE_ID, VIDEO_ID)]
     assert len(set(covered)) == len(covered)
+
+
+@st.composite
+def changed_engine_inputs(draw, engine_input):
+    """What a broken renderer might send: what it should send, with one to three changes."""
+    from vllm.multimodal.inputs import MultiModalFieldElem, MultiModalKwargsItem, PlaceholderRange
+
+    token_ids = list(engine_input["prompt_token_ids"])
+    parts = ("mm_kwargs", "mm_hashes", "mm_placeholders")
+    kwargs, hashes, places = ({key: list(of_one) for key, of_one in engine_input[part].items()} for part in parts)
+    for change in draw(st.lists(st.integers(0, 9), min_size=1, max_size=3)):
+        modality = draw(one_of(["image", "video"]))
+        name = draw(one_of([f"pixel_values_{modality}s", f"pixel_values_{modality}s", "pixel_values", "x"]))
+        if change == 0:
+            token_ids[draw(st.integers(0, len(token_ids) - 1))] = draw(one_of(IDS))
+        elif change == 1 and places.get(modality):
+            place = places[modality][0]
+            offset, length = draw(st.integers(-3, 200)), draw(one_of([place.length, place.length + 1, 0, 1]))
+            places[modality][0] = PlaceholderRange(offset, draw(one_of([length, place.length])))
+        elif change == 2:
+            draw(one_of([kwargs, hashes, places])).pop(modality, None)
+        elif change == 3:
+            of_one = draw(one_of([kwargs, hashes, places])).get(modality)
+            if of_one:
+                of_one.append(of_one[-1])
+        elif change == 4:
+            for one in (kwargs, hashes, places):
+                one[draw(one_of(["audio", modality]))] = one.get(modality, [])
+        elif change == 5:
+            kwargs[modality] = [None for _ in kwargs.get(modality, ())]
+        elif kwargs.get(modality) and kwargs[modality][0] is not None:
+            shape = draw(one_of([(3, 56, 56), (8, 3, 56, 56), (8, 3, 56, 55), (56, 56, 3), (1, 3, 56, 56), ()]))
+            data = draw(
+                one_of([torch.zeros(shape, dtype=torch.uint8), torch.zeros(shape), np.zeros(shape, np.uint8), None])
+            )
+            (element,) = list(kwargs[modality][0].values())[:1] or [None]
+            if element is not None:
+                elements = {name: MultiModalFieldElem(data=data, field=element.field)}
+                if not draw(st.integers(0, 4)):
+                    elements |= kwargs[modality][0]
+                kwargs[modality][0] = MultiModalKwargsItem(elements)
+    if not draw(st.integers(0, 9)):
+        token_ids = token_ids[: draw(st.integers(0, len(token_ids)))]
+    changed = dict(zip(parts, (kwargs, hashes, places), strict=True))
+    return {**engine_input, **changed, "prompt_token_ids": token_ids}
+
+
+def test_the_gate_lets_pass_what_the_engine_takes_and_nothing_else(renderer):
+    from vllm.renderers import TokenizeParams
+
+    from vllm_videollava.engine_gate import check_engine_input
+
+    media = {"image": [GOOD["image"][0], GOOD["image"][1]], "video": [GOOD["video"][0]]}
+    prompt = {"prompt_token_ids": [1, 257, 5, 258, 257, 6], "multi_modal_data": media}
+    (good,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
+    config = renderer.model_config.hf_config
+    passed = []
+
+    @attack
+    @given(changed_engine_inputs(good))
+    def change(engine_input):
+        if is_right(engine_input):
+            check_engine_input(engine_input, config)
+            passed.append(True)
+        else:
+            with pytest.raises(ValueError, match=r"\.$") as error:
+                check_engine_input(engine_input, config)
+            check_sentence(str(error.value))
+            passed.append(False)
+
+    change()
+    assert 20 < sum(passed) < len(passed) - 20
+
+
+def is_right(engine_input) -> bool:
+    """Tell whether the engine would take it: the model's own forms, in places within the prompt that do not overlap."""
+    token_ids = engine_input["prompt_token_ids"]
+    kwargs, hashes, places = (engine_input[part] for part in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
+    free = [True] * len(token_ids)
+    if not all(0 <= token_id < VOCABULARY for token_id in token_ids) or "audio" in {*kwargs, *hashes, *places}:
+        return False
+    for modality, length, shape in (("image", IMAGE_TOKENS, (3, 56, 56)), ("video", VIDEO_TOKENS, (8, 3, 56, 56))):
+        if len({len(one.get(modality, ())) for one in (kwargs, hashes, places)}) > 1:
+            return False
+        for place in places.get(modality, ()):
+            where = range(place.offset, place.offset + place.length)
+            if (
+                place.length != length
+                or not 0 <= where.start <= where.stop <= len(free)
+                or not all(free[index] for index in where)
+            ):
+                return False
+            for index in where:
+                free[index] = False
+        for item in kwargs.get(modality, ()):
+            if item is None:
+                continue
+            if list(item) != [f"pixel_values_{modality}s"]:
+                return False
+            data = next(iter(item.values())).data
+            if not isinstance(data, torch.Tensor) or data.dtype != torch.uint8 or data.shape != shape:
+                return False
+    return True

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.request_options import check_text
 
 
 def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig) -> None:
@@ -17,11 +18,11 @@ def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig
     Raises:
         ValueError: something has another shape, dtype or number than the model takes.
     """
+    token_ids = engine_input.get("prompt_token_ids") or ()
+    _check_token_ids(token_ids, config.text_config.vocab_size)
+    check_text("cache_salt", engine_input.get("cache_salt"))
     if engine_input["type"] == "embeds":
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
-        return
-    token_ids = engine_input["prompt_token_ids"]
-    _check_token_ids(token_ids, config.text_config.vocab_size)
     if engine_input["type"] == "multimodal":
         _check_media(engine_input, len(token_ids), config)
 
@@ -50,13 +51,15 @@ def _check_media(engine_input: Mapping[str, Any], num_tokens: int, config: Video
         if modality not in forms:
             raise ValueError(f"The model takes images and videos, but the request has {modality!r}.")
         name, shape, length = forms[modality]
-        if not len(items[modality]) == len(hashes[modality]) == len(places[modality]):
+        # Where there are no items, some of the three do not know the modality.
+        own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
+        if not len(own_items) == len(own_hashes) == len(own_places):
             raise ValueError(f"The request's {modality} items and their places in the prompt differ in number.")
-        for item in items[modality]:
+        for item in own_items:
             _check_item(modality, item, name, shape)
-        if any(place.length != length for place in places[modality]):
+        if any(place.length != length for place in own_places):
             raise ValueError(f"The {modality} items take other numbers of tokens than the model's {length}.")
-        ends += [(place.offset, place.offset + place.length) for place in places[modality]]
+        ends += [(place.offset, place.offset + place.length) for place in own_places]
     ends.sort()
     starts = [start for start, _ in ends[1:]]
     if any(start < end for start, (_, end) in zip(starts, ends, strict=False)) or (

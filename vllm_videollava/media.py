@@ -20,6 +20,8 @@ from vllm_videollava.frames import sample_array, sample_indices
 from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage
+from vllm_videollava.placeholders import PLACEHOLDERS
+from vllm_videollava.request_options import shorten
 from vllm_videollava.rgb import Colour
 
 _CHANNELS = (3, 4, 1)
@@ -46,16 +48,19 @@ class VideoLlavaDataParser(MultiModalDataParser):
         self._decoder = MediaDecoder(pixel_format, background)
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
-        """Load, check and convert media; other modalities are left to vLLM.
+        """Load, check and convert media.
 
         An image becomes uint8 `[H, W, 3]` or a `PreparedImage`, a clip uint8
         `[num_frames, H, W, 3]`, so that vLLM's cache knows equal pixels
         again however they were handed over.
 
         Raises:
-            MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported.
+            MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported; or there
+                is another modality.
         """
         mm_data = dict(mm_data)
+        for modality in mm_data.keys() - PLACEHOLDERS.keys():
+            raise MediaError(f"The model takes images and videos, but the request has {shorten(modality)}.")
         if (images := mm_data.get("image")) is not None:
             mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
         if (videos := mm_data.get("video")) is not None:

@@ -25,7 +25,7 @@ from vllm_videollava.media import VideoLlavaDataParser
 from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
 from vllm_videollava.placeholders import PLACEHOLDERS
 from vllm_videollava.prompt import check_placeholders, collapse_placeholders
-from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs
+from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs, check_text
 
 
 class VideoLlavaProcessor:
@@ -120,12 +120,23 @@ def _with_own_ids(inputs: ProcessorInputs) -> ProcessorInputs:
 
     vLLM's caches and the engine know an item by its id alone: a video that is
     called as an image is would be given the image's pixels.
+
+    Raises:
+        ValueError: an id cannot be encoded.
     """
     ids = {
-        modality: [None if name is None else f"{modality}-{name}" for name in names]
+        modality: [_own_id(modality, name) for name in names]
         for modality, names in (inputs.mm_uuid_items or {}).items()
+        if names is not None
     }
     return dataclasses.replace(inputs, mm_uuid_items=ids)
+
+
+def _own_id(modality: str, name: str | None) -> str | None:
+    if name is None:
+        return None
+    check_text(f"The {modality}'s uuid", str(name))
+    return f"{modality}-{name}"
 
 
 class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessingInfo]):
