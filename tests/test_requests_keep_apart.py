@@ -93,7 +93,7 @@ def test_an_id_is_not_a_hash_of_what_others_send(server_url, alone):
 
     from vllm_videollava.media_io import MediaFileIO
 
-    status, reply = chat(server_url, text("Hi"))
+    _, reply = chat(server_url, text("Hi"))
     data_url = OTHER_IMAGE["image_url"]["url"]
     file = MediaFileIO("image").load_base64("image/png", data_url.partition(",")[2])
     hashes = [
