@@ -27,7 +27,8 @@ from PIL import Image
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
 from vllm_videollava.frames import sample_indices
-from vllm_videollava.media_connector import NAME, VideoLlavaMediaConnector
+from vllm_videollava.media_connector import VideoLlavaMediaConnector
+from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -39,7 +40,7 @@ FRAMES_PER_SECOND = 30
 HEIGHTS = {"360p": 360, "720p": 720, "1080p": 1080, "4K": 2160}
 SECONDS = (10, 120)
 CONNECTOR = VideoLlavaMediaConnector(
-    {NAME: {"num_frames": 8, "image_size": SIZE, "video_size": SIZE, "original": True}}, allowed_local_media_path="/"
+    PixelFormat(num_frames=8, image_size=SIZE, video_size=SIZE, original=True), allowed_local_media_path="/"
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vllm_videollava.errors import MediaError
-from vllm_videollava.fetch_errors import FetchError
+from vllm_videollava.temporary_errors import TemporaryError
 
 PACKAGE = "vllm_videollava"
 MAX_CHARACTERS = 500
@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch = pytest.MonkeyPatch()
     config.add_cleanup(patch.undo)
     _record_when_made(MediaError, patch)
-    _record_when_made(FetchError, patch)
+    _record_when_made(TemporaryError, patch)
     _record_when_expected(patch)
 
 

@@ -5,6 +5,7 @@ import base64
 import functools
 import http.server
 import io
+import re
 import threading
 
 import numpy as np
@@ -64,12 +65,33 @@ def test_limit_of_bytes(connector, kind, tmp_path, monkeypatch):
     for url in urls:
         assert fetch(connector, kind, url).size
     monkeypatch.setenv("VIDEO_LLAVA_MAX_MEDIA_MB", "1")
+    sentence = f"The {kind} has {num_bytes} bytes; VIDEO_LLAVA_MAX_MEDIA_MB is 1, which allows 1048576."
     for url in urls:
-        # Of base64 only the length is looked at, which is that of up to two bytes more.
-        with pytest.raises(
-            MediaError, match=rf"^The {kind} has {str(num_bytes)[:-1]}\d bytes; VIDEO_LLAVA_MAX_MEDIA_MB"
-        ):
+        with pytest.raises(MediaError, match=f"^{re.escape(sentence)}$"):
             fetch(connector, kind, url)
+
+
+def test_the_limit_is_that_of_the_bytes_however_they_are_written(connector, monkeypatch):
+    """A file just within the limit, in base64 with line breaks, and percent-encoded."""
+    monkeypatch.setenv("VIDEO_LLAVA_MAX_MEDIA_MB", "1")
+    data = GOOD["image"] + bytes((1 << 20) - len(GOOD["image"]))
+    lines = base64.encodebytes(data).decode()
+    quoted = "".join(f"%{ord(character):02X}" for character in base64.b64encode(data).decode())
+    expected = fetch(connector, "image", data_url(GOOD["image"], "image/png"))
+    for text in (lines, quoted):
+        assert np.array_equal(fetch(connector, "image", f"data:image/png;base64,{text}"), expected)
+    sentence = (
+        r"^The base64 of the image has 4194305 characters; VIDEO_LLAVA_MAX_MEDIA_MB is 1, which allows 1048576 bytes"
+    )
+    with pytest.raises(MediaError, match=sentence):
+        fetch(connector, "image", f"data:image/png;base64,{'A' * ((4 << 20) + 1)}")
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_an_address_with_white_space_around_it(connector, kind, tmp_path):
+    (tmp_path / "medium").write_bytes(GOOD[kind])
+    url = (tmp_path / "medium").as_uri()
+    assert np.array_equal(fetch(connector, kind, f"\n {url} \n"), fetch(connector, kind, url))
 
 
 def test_limits_of_bytes_that_are_fetched(connector, tmp_path, monkeypatch):

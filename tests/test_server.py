@@ -250,8 +250,10 @@ def test_truncation_that_cuts_media_off_is_refused(server_url):
 
 
 def test_a_prompt_that_is_too_long_says_what_takes_how_many_tokens(server_url):
-    status, reply = chat(server_url, *[PHOTO] * 300, text("What?"))
-    assert_refused(server_url, status, reply, "300 images take 4800 and text takes ")
+    # What can never fit is refused before the text is looked at.
+    assert_refused(server_url, *chat(server_url, *[PHOTO] * 300, text("What?")), "300 images take 4800 tokens; the")
+    status, reply = chat(server_url, *[PHOTO] * 200, text("dog " * 2000))
+    assert_refused(server_url, status, reply, "200 images take 3200 and text takes ")
     assert re.search(r"the limit is \d+ \(max_model_len\), answer included", reply["error"]["message"])
 
 

@@ -76,7 +76,7 @@ class VideoLlavaMediaConnector(MediaConnector):
                 if _is_data_url(url):
                     file = _read_data_url(kind, url)
                 else:
-                    file = self.load_from_url(url, MediaFileIO(kind), fetch_timeout=timeout)
+                    file = self.load_from_url(url.strip(), MediaFileIO(kind), fetch_timeout=timeout)
             return self._decoder.decode(file)
 
     async def _fetch_async(self, kind: str, url: str, timeout: int) -> MediaWithBytes:
@@ -85,7 +85,7 @@ class VideoLlavaMediaConnector(MediaConnector):
                 if _is_data_url(url):
                     file = await asyncio.to_thread(_read_data_url, kind, url)
                 else:
-                    file = await self.load_from_url_async(url, MediaFileIO(kind), fetch_timeout=timeout)
+                    file = await self.load_from_url_async(url.strip(), MediaFileIO(kind), fetch_timeout=timeout)
             return await self._decoder.decode_async(file)
 
 

@@ -20,6 +20,8 @@ from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage, frame_pixels, prepare_image
 from vllm_videollava.rgb import Colour
 
+MOST_CHARACTERS = 5
+"""Of base64 for a byte: 4 for 3 bytes, each of which may be written %2F, and some for layout."""
 DECODE_IMAGE = "vllm_videollava.image_decoder:decode_image"
 DECODE_VIDEO = "vllm_videollava.clip_decoder:decode_frames"
 DECODE_PICTURES = "vllm_videollava.clip_decoder:decode_picture_sequence"
@@ -62,7 +64,9 @@ class MediaFileIO(MediaIO[MediaFile]):
         return MediaFile(self._kind, data, is_sequence, blake2b(data).digest())
 
     def load_base64(self, media_type: str, data: str) -> MediaFile:
-        self._check_size(len(data) * 3 // 4)
+        # Decoding takes some times as much memory.
+        if len(data) > MOST_CHARACTERS * self.get_max_bytes():
+            raise MediaError(f"The base64 of the {self._kind} has {len(data)} characters; {self._limit()} bytes.")
         if self._kind == "video" and media_type.lower() == "video/jpeg":
             return self.load_bytes(data.encode(), is_sequence=True)
         return self.load_bytes(decode_base64(self._kind, data))
@@ -77,8 +81,10 @@ class MediaFileIO(MediaIO[MediaFile]):
         if not num_bytes:
             raise MediaError(f"The {self._kind} is empty.")
         if num_bytes > self.get_max_bytes():
-            limit = f"{variable('max_media_mb')} is {self._max_media_mb}, which allows {self.get_max_bytes()}"
-            raise MediaError(f"The {self._kind} has {num_bytes} bytes; {limit}.")
+            raise MediaError(f"The {self._kind} has {num_bytes} bytes; {self._limit()}.")
+
+    def _limit(self) -> str:
+        return f"{variable('max_media_mb')} is {self._max_media_mb}, which allows {self.get_max_bytes()}"
 
 
 class MediaDecoder:

@@ -4,11 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.temporary_errors import TemporaryError
-
 MODALITIES = ("image", "video")
-Refusal = MediaError | TemporaryError
 
 
 def count_parts(messages: Sequence[Any]) -> Counter[str]:
@@ -16,13 +12,10 @@ def count_parts(messages: Sequence[Any]) -> Counter[str]:
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
-def name_part(error: Refusal, messages: Sequence[Any]) -> Refusal:
-    """Say which part of which message an error is about, if it is about one that a client named by its URL."""
-    for message_number, part_number, part in _parts(messages) if error.url else ():
-        if error.url in _urls(part):
-            sentence = f"Message {message_number}, part {part_number}: {error}"
-            return type(error)(sentence, detail=error.detail, url=error.url)
-    return error
+def find_part(messages: Sequence[Any], url: str) -> tuple[int, int] | None:
+    """Return the number of the message and of the part, from 1 on, that have a URL."""
+    places = ((message, number) for message, number, part in _parts(messages) if url in _urls(part))
+    return next(places, None)
 
 
 def _parts(messages: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
