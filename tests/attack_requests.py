@@ -1,6 +1,6 @@
 """Strategies for requests to a server: every field of its own OpenAPI description, with media in them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attack_media import data_urls, image_url, video_url
@@ -12,7 +12,20 @@ Strategy = st.SearchStrategy
 MAX_FIELDS, MAX_DEPTH = 5, 4
 # Placeholders, the ends of the vocabulary, and what lies beyond it.
 TOKEN_IDS = [0, 1, 2, 5, 257, 258, 383, 384, -1, -(2**31), 2**31, 2**63 - 1, 2**63, 2**64, 10**30]
-TEXTS = ["a", "", " ", "<image>", "<video>", "<!image>", "<image>" * 16, "</s>", "\0", "\ud800", "\udfff\n", "é🎉\u202e"]
+TEXTS = [
+    "a",
+    "",
+    " ",
+    "<image>",
+    "<video>",
+    "<!image>",
+    "<image>" * 16,
+    "</s>",
+    "\0",
+    "\ud800",
+    "\udfff\n",
+    "é🎉\u202e",
+]
 NUMBERS = [
     *(0, 1, 2, 3, -1, -2, 20, 21, 1e-9, 0.5, 0.99, 1.5, -0.0, float("nan"), float("inf"), float("-inf"), 1e308),
     *(2**31 - 1, 2**31, 2**63 - 1, 2**63, -(2**63) - 1, 2**64, 10**30),
@@ -153,7 +166,22 @@ SCHEMAS = [
     {"type": "string", "pattern": "("},
     {"type": "integer", "minimum": 10**30},
 ]
-REGEXES = ["a", "", "(", "[", "a{3}", "(?=a)", r"\d+\b", "(a*)*", "\0", "\ud800", "^$", "[^\\x00-\\xff]", ".{2,5}", r"\p{L}"]
+REGEXES = [
+    "a",
+    "",
+    "(",
+    "[",
+    "a{3}",
+    "(?=a)",
+    r"\d+\b",
+    "(a*)*",
+    "\0",
+    "\ud800",
+    "^$",
+    "[^\\x00-\\xff]",
+    ".{2,5}",
+    r"\p{L}",
+]
 GRAMMARS = ['root ::= "a"', "root ::= root", "", "x", 'start: "a"', "root ::= ", 'root ::= "\ud800"', "?start: a\na: a"]
 TAGS = ["{}", '{"structures": [], "triggers": []}', '{"type": "structural_tag", "format": {"type": "x"}}', "x", ""]
 structured_outputs = st.dictionaries(
@@ -162,9 +190,10 @@ structured_outputs = st.dictionaries(
     min_size=1,
     max_size=2,
 ) | st.one_of(
-    *(st.builds(lambda value, key=key: {key: value}, one_of(values)) for key, values in {
-        "json": SCHEMAS, "regex": REGEXES, "grammar": GRAMMARS, "structural_tag": TAGS
-    }.items())
+    *(
+        st.builds(lambda value, key=key: {key: value}, one_of(values))
+        for key, values in {"json": SCHEMAS, "regex": REGEXES, "grammar": GRAMMARS, "structural_tag": TAGS}.items()
+    )
 )
 media_options = one_of(
     [
@@ -390,7 +419,6 @@ NOT_ANY = {"n", "best_of", "max_tokens", "max_completion_tokens", "max_output_to
 
 def _base(**fields: Strategy) -> Strategy:
     return st.fixed_dictionaries(fields)
-
 
 
 BASES: dict[str, Strategy] = {
