@@ -266,14 +266,14 @@ LIES = [
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_answer_that_was_not_asked_for_ends_the_worker(make_pool, lie):
+def test_an_answer_that_was_not_asked_for_ends_the_worker(make_pool, lie, tmp_path):
     """Who has decoded a hostile file may say anything."""
     pool = make_pool(decode_workers=1)
-    liar = pid_of(work_for(pool, 0).result())
+    run(pool, "echo")
     descriptors = count_descriptors(pool)
     with pytest.raises(MediaError, match=r"^The video \(3 bytes\) cannot be decoded: its decoder crashed\.$"):
-        run(pool, "lie", how=lie)
-    assert not Path(f"/proc/{liar}").exists()
+        run(pool, "lie", how=lie, pid_file=tmp_path / "pid")
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
     assert run(pool, "echo").tobytes() == b"abc"
     assert count_descriptors(pool) == descriptors
 

@@ -114,7 +114,7 @@ class DecodePool:
         """
         with self._lock:
             self._queued[job.lane].append(job)
-        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+        job.future.add_done_callback(self._forget_cancelled)
         if (first := self._take()) is not None:
             try:
                 threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
@@ -159,9 +159,12 @@ class DecodePool:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(DecoderUnavailableError(ENDING))
 
-    def _forget(self, job: Job) -> None:
-        with self._lock, suppress(ValueError):
-            self._queued[job.lane].remove(job)
+    def _forget_cancelled(self, future: Future[np.ndarray]) -> None:
+        if not future.cancelled():
+            return
+        with self._lock:
+            for lane, jobs in self._queued.items():
+                self._queued[lane] = deque(job for job in jobs if job.future is not future)
 
     def _take(self) -> Job | None:
         """Take the next job that may run, from the fastest lane first."""
