@@ -135,7 +135,7 @@ def test_small_videos_and_images_pass_large_videos(make_pool, num_workers):
     pool = make_pool(decode_workers=num_workers)
     slow = [work_for(pool, 3, LARGE) for _ in range(4 * num_workers)]
     slow += [work_for(pool, 3) for _ in range(4 * num_workers)]
-    wait_until(lambda: sum(future.running() for future in slow) > num_workers)
+    wait_until(lambda: len(pool._busy) > num_workers and not pool._starting)
     start = time.monotonic()
     image = work_for(pool, 0, LARGE, "image")
     image.result()

@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -268,17 +268,22 @@ class _Worker:
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "vllm_videollava.decode_worker"]
-        try:
-            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                # In a session of its own, Ctrl-C does not reach it.
-                self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
-        except OSError as error:
-            raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+        with ExitStack() as unless_started:
+            try:
+                self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                unless_started.enter_context(self._socket)
+                with theirs:
+                    # In a session of its own, Ctrl-C does not reach it.
+                    self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
+            except OSError as error:
+                raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+            self._wait_until_ready()
+            unless_started.pop_all()
+
+    def _wait_until_ready(self) -> None:
         self._socket.settimeout(SECONDS_TO_START)
         if self._receive()[0] != Outcome.READY:
             exit_code = self._end()
-            self._socket.close()
             raise DecoderUnavailableError(
                 f"A decoding process failed to start (exit code {exit_code}); the log has its messages."
             )
