@@ -1,9 +1,9 @@
-# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | soak | bench-tiny | bench-media |
+# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | attack | soak | bench-tiny | bench-media |
 # bench-kernels: all in .venv.
 PYTHON ?= python3
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint train-tiny fuzz soak bench-tiny bench-media bench-kernels
+.PHONY: setup demo test lint train-tiny fuzz attack soak bench-tiny bench-media bench-kernels
 setup:
 	@$(PYTHON) scripts/setup_venv.py
 
@@ -23,6 +23,9 @@ train-tiny: setup
 
 fuzz: setup
 	.venv/bin/python -m pytest tests/test_fuzz.py -s --fuzz-videos 2000 --fuzz-images 1000
+
+attack: setup
+	.venv/bin/python -m pytest tests/test_attack.py tests/test_attack_processor.py -s --attack-rounds 60
 
 soak: setup
 	.venv/bin/python benchmarks/soak.py

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 Json = Any
 Strategy = st.SearchStrategy
 
-MAX_FIELDS, MAX_DEPTH = 5, 4
+MAX_FIELDS, MAX_DEPTH = 4, 4
 # Placeholders, the ends of the vocabulary, and what lies beyond it.
 TOKEN_IDS = [0, 1, 2, 5, 257, 258, 383, 384, -1, -(2**31), 2**31, 2**63 - 1, 2**63, 2**64, 10**30]
 TEXTS = [
@@ -321,18 +321,23 @@ FIELDS: dict[str, Strategy] = {
 class Requests:
     """Requests to a server, made from its own OpenAPI description.
 
+    Args:
+        openapi: the description.
+        model: the model's name, which some requests need.
+
     Attributes:
         fields: the fields that are known to it, by path.
     """
 
-    def __init__(self, openapi: Mapping[str, Any]) -> None:
+    def __init__(self, openapi: Mapping[str, Any], model: str) -> None:
+        self._model = model
         self._schemas = openapi["components"]["schemas"]
         self.fields = {path: self._fields(path, openapi) for path in BASES if path in openapi["paths"]}
 
     def _fields(self, path: str, openapi: Mapping[str, Any]) -> dict[str, Json]:
         body = openapi["paths"][path]["post"].get("requestBody")
         if body is None:
-            # Takes what others take.
+            # What it takes is not said.
             return {}
         schema = body["content"]["application/json"]["schema"]
         fields = {}
@@ -387,23 +392,29 @@ class Requests:
     def field(self, name: str, schema: Json, depth: int = MAX_DEPTH) -> Strategy:
         """Return values for a field, most of them of the right type."""
         if name in FIELDS:
-            return FIELDS[name] | (self.value(schema, depth) if name not in NOT_ANY else FIELDS[name])
-        return self.value(schema, depth) | self.value(schema, depth) | junk
+            other = FIELDS[name] if name in NOT_ANY else self.value(schema, depth)
+            return FIELDS[name] | FIELDS[name] | other
+        of_schema = self.value(schema, depth)
+        return of_schema | of_schema | of_schema | junk
 
     def bodies(self, path: str) -> Strategy:
         """Return bodies for a path: its usual fields, and up to five others with whatever values."""
         if path == "/invocations":
             return st.one_of([self.bodies(other) for other in ("/v1/chat/completions", "/v1/completions")])
-        fields = self.fields[path]
-        optional = one_of(sorted(set(fields) - {"messages", "input"}))
+        values = {name: self.field(name, schema) for name, schema in self.fields[path].items()}
+        optional = sorted(values.keys() - NEEDED)
+        names = st.lists(one_of(optional), max_size=MAX_FIELDS, unique=True) if optional else st.just([])
+        spoilt = one_of([*[None] * 15, *sorted(NEEDED & values.keys())])
 
         @st.composite
         def body(draw) -> Json:
             result = dict(draw(BASES[path]))
-            for name in draw(st.lists(optional, max_size=MAX_FIELDS, unique=True)):
-                result[name] = draw(self.field(name, fields[name]))
-            if len(draw(st.just(()))) or draw(one_of([False] * 15 + [True])):
-                result[draw(optional | one_of(list(result)))] = draw(junk)
+            if "model" in result:
+                result["model"] = self._model
+            for name in draw(names):
+                result[name] = draw(values[name])
+            if (name := draw(spoilt)) is not None:
+                result[name] = draw(junk)
             return result
 
         return body()
@@ -417,6 +428,10 @@ class Requests:
 NOT_ANY = {"n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"}
 
 
+# Fields that make the rest worth reading.
+NEEDED = {"messages", "input", "prompt", "tokens", "questions"}
+
+
 def _base(**fields: Strategy) -> Strategy:
     return st.fixed_dictionaries(fields)
 
@@ -426,8 +441,8 @@ BASES: dict[str, Strategy] = {
     "/v1/chat/completions/batch": _base(messages=st.lists(conversations, max_size=2), max_tokens=st.just(2)),
     "/v1/completions": _base(prompt=prompts, max_tokens=st.just(2)),
     "/v1/responses": _base(input=response_input, max_output_tokens=st.just(2)),
-    "/v1/messages": _base(model=st.just("MODEL"), messages=anthropic_messages, max_tokens=st.just(2)),
-    "/v1/messages/count_tokens": _base(model=st.just("MODEL"), messages=anthropic_messages),
+    "/v1/messages": _base(model=st.none(), messages=anthropic_messages, max_tokens=st.just(2)),
+    "/v1/messages/count_tokens": _base(model=st.none(), messages=anthropic_messages),
     "/tokenize": _base(messages=conversations) | _base(prompt=texts),
     "/detokenize": _base(tokens=st.lists(token_ids, max_size=5)),
     "/generative_scoring": _base(

@@ -1,6 +1,7 @@
 """What the tests share: settings of the engine, checkpoints, media, one server."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ os.environ["VLLM_MEDIA_FETCH_MAX_RETRIES"] = "1"
 def pytest_addoption(parser):
     parser.addoption("--fuzz-videos", type=int, default=140, help="damaged videos that the server is asked about")
     parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
+    parser.addoption("--attack-rounds", type=int, default=1, help="rounds of odd requests, the first always the same")
 
 
 def pytest_configure(config):
@@ -61,7 +63,12 @@ def server_url(server) -> str:
 
 @contextmanager
 def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[LocalServer]:
-    flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/", "--trust-request-mm-kwargs"]
+    import vllm
+
+    flags = ["--dtype", "float32", "--enforce-eager", "--allowed-local-media-path", "/"]
+    if vllm.__version_tuple__ >= (0, 31):
+        # Before, vLLM trusts requests anyway.
+        flags.append("--trust-request-mm-kwargs")
     with local_server(checkpoint, log, *flags, **environment) as server:
         below = process_tree(server.process.pid)
         yield server
@@ -76,6 +83,19 @@ def process_tree(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         children += [int(child) for child in (task / "children").read_text().split()]
     return [pid, *(below for child in children for below in process_tree(child))]
+
+
+def count_resources(pid: int) -> dict[str, int]:
+    """Count what a server, the process `pid`, and all below it hold."""
+    pids = process_tree(pid)
+    maps = "".join(Path(f"/proc/{one}/maps").read_text() for one in pids)
+    memory = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
+    return {
+        "processes": len(pids),
+        "file descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "shared memory": len(re.findall(r"/dev/shm/|/memfd:", maps)),
+        "memory in MiB": sum(int(re.search(r"^Pss: +(\d+) kB", one, re.M)[1]) for one in memory) >> 10,
+    }
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -34,6 +34,19 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
         check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
         os.environ["VLLM_MEDIA_CONNECTOR"] = media_connector.NAME
+        _cache_in_one_process(model_config.multimodal_config)
+
+
+def _cache_in_one_process(multimodal_config) -> None:
+    """Let requests bring their pixels with them, rather than refer to what the engine should still have.
+
+    vLLM's default cache ("lru") takes for sent what a request had that was
+    refused before it reached the engine: the next one with the same image or
+    video, whoever asks, is answered 500.
+    """
+    if multimodal_config.mm_processor_cache_type == "lru":
+        # The name by which vLLM (0.29 to 0.33) calls what it takes for several API servers.
+        multimodal_config.mm_processor_cache_type = "processor_only"
 
 
 def _check_frontend(model_config) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vllm_videollava.config import VideoLlavaConfig
-from vllm_videollava.request_options import check_text
+from vllm_videollava.request_values import check_text
 
 
 def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig) -> None:

@@ -25,7 +25,8 @@ from vllm_videollava.media import VideoLlavaDataParser
 from vllm_videollava.pixels import PreparedImage, frame_pixels, image_pixels
 from vllm_videollava.placeholders import PLACEHOLDERS
 from vllm_videollava.prompt import check_placeholders, collapse_placeholders
-from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs, check_text
+from vllm_videollava.request_options import background_colour, check_mm_processor_kwargs
+from vllm_videollava.request_values import check_text
 
 
 class VideoLlavaProcessor:

@@ -7,7 +7,7 @@ from typing import Any
 from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import api_process_count
+from vllm_videollava.compat import api_process_count, current_requests
 from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.lengths import PromptLengths, check_length
@@ -18,6 +18,7 @@ from vllm_videollava.placeholders import show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.request_values import check_nesting
 
 
 class VideoLlavaRenderer(HfRenderer):
@@ -47,8 +48,13 @@ class VideoLlavaRenderer(HfRenderer):
             self._check_before_fetching(conversations, chat_params, tok_params)
             return super().render_chat(conversations, chat_params, tok_params, **kwargs)
 
+    async def render_cmpl_async(self, *args, **kwargs):
+        _check_requests()
+        return await super().render_cmpl_async(*args, **kwargs)
+
     async def render_chat_async(self, conversations, chat_params, tok_params=None, **kwargs):
         with logging_refusals(), naming_part(conversations):
+            _check_requests()
             self._check_before_fetching(conversations, chat_params, tok_params)
             return await super().render_chat_async(conversations, chat_params, tok_params, **kwargs)
 
@@ -101,6 +107,11 @@ class VideoLlavaRenderer(HfRenderer):
     def _checked(self, engine_input):
         check_engine_input(engine_input, self._hf_config)
         return engine_input
+
+
+def _check_requests() -> None:
+    for request in current_requests():
+        check_nesting(request)
 
 
 def _with_default_template(params):

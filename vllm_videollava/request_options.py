@@ -79,18 +79,6 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
             raise ValueError(f"{name} is {shorten(value)}; {_PROCESSOR_OPTIONS[name]!r} and null are supported.")
 
 
-def check_text(name: str, text: str | None) -> None:
-    """Refuse halves of a character, which JSON may have, but which can neither be hashed nor sent to the engine.
-
-    Raises:
-        ValueError: the text has some.
-    """
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is {shorten(text)}, which is not valid Unicode.") from error
-
-
 def shorten(value: object) -> str:
     """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
     try:
