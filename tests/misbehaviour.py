@@ -24,7 +24,7 @@ def work_for(file, seconds: float) -> np.ndarray:
     return np.frombuffer(os.getpid().to_bytes(8, "big"), np.uint8)
 
 
-def work_hard(file):
+def work_hard(file, threads: int = 1):
     while True:
         pass
 
@@ -45,8 +45,9 @@ def report(file) -> np.ndarray:
     return np.frombuffer(json.dumps(report).encode().ljust(4096, b"\0"), np.uint8)
 
 
-def lie(file, how: str):
+def lie(file, how: str, pid_file: Path):
     """Answer with something else than the array `[1, 3]` that is expected, and never return."""
+    pid_file.write_text(str(os.getpid()))
     server = socket.socket(fileno=0)
     memory = os.memfd_create("lie")
     os.truncate(memory, {"larger": 1 << 40, "smaller": 2}.get(how, 3))

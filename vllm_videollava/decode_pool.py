@@ -13,7 +13,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -22,7 +22,7 @@ from weakref import WeakSet
 import numpy as np
 
 from vllm_videollava.cpu_count import cpu_count
-from vllm_videollava.decode_worker import IDLE_FACTOR, MESSAGE_BYTES, Outcome, Request
+from vllm_videollava.decode_worker import MESSAGE_BYTES, Outcome, Request
 from vllm_videollava.envs import Settings, read_settings, variable
 from vllm_videollava.errors import MediaError
 
@@ -31,6 +31,8 @@ MAX_THREADS = 8
 SMALL_BYTES = 1 << 20
 """A video of fewer bytes passes larger ones by."""
 SECONDS_TO_START = 60
+WAITING_FACTOR = 4
+"""A decoder that has to wait for a processor has so many times its limit."""
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
 MAX_SENTENCE = 500
@@ -112,12 +114,19 @@ class DecodePool:
         """
         with self._lock:
             self._queued[job.lane].append(job)
-        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+        job.future.add_done_callback(self._forget_cancelled)
         if (first := self._take()) is not None:
-            threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
+            try:
+                threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
+            except RuntimeError:
+                first.future.set_exception(
+                    DecoderUnavailableError("No thread can be started to decode. Try again later.")
+                )
+                self._release(first)
         return job.future
 
     def add_user(self, user: object) -> None:
+        """Keep what is queued as long as somebody is left who could want it."""
         with self._lock:
             self._users.add(user)
 
@@ -136,7 +145,7 @@ class DecodePool:
             idle, self._idle = self._idle, []
         self._drop_all()
         for worker in idle:
-            worker.kill()
+            worker.close()
 
     def _drop_all(self) -> None:
         with self._lock:
@@ -144,16 +153,18 @@ class DecodePool:
             for jobs in self._queued.values():
                 jobs.clear()
             self._dropped |= self._running
-            busy = list(self._busy)
+            for worker in self._busy:
+                worker.kill()
         for job in queued:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(DecoderUnavailableError(ENDING))
-        for worker in busy:
-            worker.kill()
 
-    def _forget(self, job: Job) -> None:
-        with self._lock, suppress(ValueError):
-            self._queued[job.lane].remove(job)
+    def _forget_cancelled(self, future: Future[np.ndarray]) -> None:
+        if not future.cancelled():
+            return
+        with self._lock:
+            for lane, jobs in self._queued.items():
+                self._queued[lane] = deque(job for job in jobs if job.future is not future)
 
     def _take(self) -> Job | None:
         """Take the next job that may run, from the fastest lane first."""
@@ -182,12 +193,17 @@ class DecodePool:
     def _work(self, job: Job | None) -> None:
         """Decode a job, and then others as long as any may run."""
         while job is not None:
-            try:
-                job.future.set_result(self._decode(job))
-            except BaseException as error:
-                job.future.set_exception(error)
+            self._do(job)
             self._release(job)
             job = self._take()
+
+    def _do(self, job: Job) -> None:
+        try:
+            job.future.set_result(self._decode(job))
+        except BaseException as error:
+            refusal = DecoderUnavailableError(ENDING) if job in self._dropped else error
+            # A traceback's frames have the job, and with it the medium, in a circle with the future.
+            job.future.set_exception(refusal.with_traceback(None))
 
     def _decode(self, job: Job) -> np.ndarray:
         worker = self._idle_worker() or _Worker()
@@ -207,6 +223,7 @@ class DecodePool:
             while self._idle:
                 if (worker := self._idle.pop()).is_alive():
                     return worker
+                worker.close()
         return None
 
     def _put_back(self, worker: "_Worker") -> None:
@@ -216,7 +233,7 @@ class DecodePool:
             if keeps:
                 self._idle.append(worker)
         if not keeps:
-            worker.kill()
+            worker.close()
 
     def _start_spare(self) -> None:
         """Start a worker for the next job, which need not wait for that then, unless there is one already."""
@@ -224,13 +241,18 @@ class DecodePool:
             if self._idle or self._starting or len(self._busy) >= self._most_running[-1]:
                 return
             self._starting = True
-        threading.Thread(target=self._add_spare, daemon=True, name="start decoder").start()
+        try:
+            threading.Thread(target=self._add_spare, daemon=True, name="start decoder").start()
+        except RuntimeError:
+            self._starting = False
 
     def _add_spare(self) -> None:
-        # If it fails, the next job that needs it says so.
-        with suppress(DecoderUnavailableError):
-            self._put_back(_Worker())
-        self._starting = False
+        try:
+            # If it fails, the next job that needs it says so.
+            with suppress(DecoderUnavailableError):
+                self._put_back(_Worker())
+        finally:
+            self._starting = False
 
     def _threads(self) -> int:
         """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
@@ -245,15 +267,20 @@ class _Worker:
     """
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-P", "-m", "vllm_videollava.decode_worker"]
-        try:
-            with theirs:
-                # In a session of its own, Ctrl-C does not reach it.
-                self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
-        except OSError as error:
-            self._socket.close()
-            raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+        with ExitStack() as unless_started:
+            try:
+                self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                unless_started.enter_context(self._socket)
+                with theirs:
+                    # In a session of its own, Ctrl-C does not reach it.
+                    self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
+            except OSError as error:
+                raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+            self._wait_until_ready()
+            unless_started.pop_all()
+
+    def _wait_until_ready(self) -> None:
         self._socket.settimeout(SECONDS_TO_START)
         if self._receive()[0] != Outcome.READY:
             exit_code = self._end()
@@ -265,8 +292,12 @@ class _Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
+        """End the process; whoever waits for its answer in another thread gets none."""
         self._process.kill()
         self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
         self._socket.close()
 
     def run(self, job: Job, threads: int, settings: Settings) -> np.ndarray:
@@ -277,10 +308,10 @@ class _Worker:
             DecoderUnavailableError: the system has ended the worker.
         """
         outcome, result, array, exit_code = Outcome.CRASHED, None, None, None
-        seconds = settings.decode_seconds * threads
+        seconds = settings.decode_seconds * WAITING_FACTOR
         try:
             self._send(job, threads, seconds, settings)
-            self._socket.settimeout(IDLE_FACTOR * seconds + SECONDS_OF_GRACE)
+            self._socket.settimeout(seconds + SECONDS_OF_GRACE)
             outcome, result, descriptors = self._receive()
             if outcome == Outcome.ANSWERED:
                 array = _read_array(descriptors, result, job.shape)
@@ -289,6 +320,10 @@ class _Worker:
             _close(descriptors)
         except ConnectionError:
             pass
+        except OSError as error:
+            raise DecoderUnavailableError(
+                f"The {job.kind} was not decoded: {error.strerror}. Try again later."
+            ) from error
         finally:
             if outcome not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.FAILED):
                 exit_code = self._end()
@@ -298,7 +333,8 @@ class _Worker:
 
     def _send(self, job: Job, threads: int, seconds: float, settings: Settings) -> None:
         arguments = {**job.arguments, "threads": threads} if job.threaded else job.arguments
-        request = Request(job.function, arguments, seconds, settings.decode_memory_mb << 20)
+        seconds_of_work = settings.decode_seconds * threads
+        request = Request(job.function, arguments, seconds_of_work, seconds, settings.decode_memory_mb << 20)
         with open(os.memfd_create("medium"), "wb", buffering=0) as file:
             written = 0
             while written < len(job.data):

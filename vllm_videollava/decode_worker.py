@@ -30,8 +30,6 @@ import numpy as np
 from vllm_videollava.errors import MediaError
 
 MESSAGE_BYTES = 1 << 16
-IDLE_FACTOR = 4
-"""A decoder that waits rather than works may do so for this many times its limit."""
 _PR_SET_NO_NEW_PRIVS = 38
 
 
@@ -52,12 +50,14 @@ class Request(NamedTuple):
 
     Attributes:
         function: module:name, called with the medium as an open file and with `arguments`; returns uint8.
-        seconds: of processor time.
+        seconds_of_work: processor time of all its threads.
+        seconds: in which that must be done.
         memory_bytes: beyond what the worker takes when it has started.
     """
 
     function: str
     arguments: dict[str, Any]
+    seconds_of_work: float
     seconds: float
     memory_bytes: int
 
@@ -87,9 +87,9 @@ def _serve(server: socket.socket) -> None:
         request = Request(*pickle.loads(message))
         _limit(resource.RLIMIT_DATA, data_bytes + request.memory_bytes)
         _die_with(server, True)
-        _set_timers(request.seconds)
+        _set_timers(request.seconds_of_work, request.seconds)
         answer, result = _answer(pkgutil.resolve_name(request.function), request.arguments, descriptors[0])
-        _set_timers(0)
+        _set_timers(0, 0)
         _die_with(server, False)
         socket.send_fds(server, [json.dumps(answer).encode()], result)
         for descriptor in result:
@@ -129,10 +129,10 @@ def _limit(what: int, amount: int) -> None:
     resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
-def _set_timers(seconds: float) -> None:
-    """Have the kernel end this process after so much of its own work, or some time without any; 0 for never."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    signal.setitimer(signal.ITIMER_REAL, IDLE_FACTOR * seconds)
+def _set_timers(seconds_of_work: float, seconds: float) -> None:
+    """Have the kernel end this process after so much work, and after so much time; 0 for never."""
+    signal.setitimer(signal.ITIMER_PROF, seconds_of_work)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _count_data_pages() -> int:
