@@ -20,7 +20,7 @@ def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig
     """
     token_ids = engine_input.get("prompt_token_ids") or ()
     _check_token_ids(token_ids, config.text_config.vocab_size)
-    check_text("cache_salt", engine_input.get("cache_salt"))
+    check_text("The field cache_salt", engine_input.get("cache_salt"))
     if engine_input["type"] == "embeds":
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
     if engine_input["type"] == "multimodal":

@@ -51,15 +51,15 @@ def _check_field(name: str, value: Any) -> None:
         level = [child for node in level for child in _children(node)]
         if not level:
             return
-    raise ValueError(f"{name} nests lists and objects more than {MAX_NESTING} deep.")
+    raise ValueError(f"The field {name} nests lists and objects more than {MAX_NESTING} deep.")
 
 
 def _check_leaves(name: str, values: list[Any]) -> None:
     for value in values:
         if isinstance(value, str):
-            check_text(name, value)
+            check_text(f"The field {name}", value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"{name} has {shorten(value)}; whole numbers of 64 bits are supported.")
+            raise ValueError(f"The field {name} has {shorten(value)}; whole numbers of 64 bits are supported.")
 
 
 def _children(node: Any) -> Iterator[Any]:
