@@ -240,12 +240,10 @@ def check_engine_input_is_right(engine_input) -> None:
         assert len(places) == len(items) == len(names)
         assert all(isinstance(name, str) and name.isprintable() for name in names)
         for item in items:
-            # The engine has it already.
-            if item is not None:
-                (pixels,) = item.get_data().values()
-                assert list(item) == [key]
-                assert pixels.dtype == torch.uint8
-                assert pixels.shape == shape
+            (pixels,) = item.get_data().values()
+            assert list(item) == [key]
+            assert pixels.dtype == torch.uint8
+            assert pixels.shape == shape
     assert sorted(covered) == [index for index, token_id in enumerate(token_ids) if token_id in (IMAGE_ID, VIDEO_ID)]
     assert len(set(covered)) == len(covered)
 
@@ -310,11 +308,11 @@ def test_the_gate_lets_pass_what_the_engine_takes_and_nothing_else(renderer):
     @given(changed_engine_inputs(good))
     def change(engine_input):
         if is_right(engine_input):
-            check_engine_input(engine_input, config)
+            check_engine_input(engine_input, config, shares_memory=False)
             passed.append(True)
         else:
             with pytest.raises(ValueError, match=r"\.$") as error:
-                check_engine_input(engine_input, config)
+                check_engine_input(engine_input, config, shares_memory=False)
             check_sentence(str(error.value))
             passed.append(False)
 
@@ -343,11 +341,48 @@ def is_right(engine_input) -> bool:
             for index in where:
                 free[index] = False
         for item in kwargs.get(modality, ()):
-            if item is None:
-                continue
-            if list(item) != [f"pixel_values_{modality}s"]:
+            if item is None or list(item) != [f"pixel_values_{modality}s"]:
                 return False
             data = next(iter(item.values())).data
             if not isinstance(data, torch.Tensor) or data.dtype != torch.uint8 or data.shape != shape:
                 return False
     return True
+
+
+def process(renderer, engine_input):
+    """As vLLM's engine clients do with what any endpoint has made."""
+    from vllm import SamplingParams
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    processor = InputProcessor(renderer.config, renderer)
+    return processor.process_inputs("id", engine_input, SamplingParams(max_tokens=1), ("generate",))
+
+
+def test_what_passes_the_renderer_by_is_checked_too(renderer):
+    """vLLM's endpoint /inference/v1/generate takes tensors, and their names, from clients."""
+    from vllm.inputs import mm_input
+    from vllm.multimodal.inputs import MultiModalFieldElem, MultiModalKwargsItem, MultiModalKwargsItems
+    from vllm.renderers import TokenizeParams
+
+    prompt = {"prompt_token_ids": [1, 257, 6], "multi_modal_data": {"image": GOOD["image"][0]}}
+    (ours,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
+    (own_hash,) = ours["mm_hashes"]["image"]
+    assert process(renderer, ours).mm_features[0].identifier == own_hash
+
+    def theirs(item) -> dict:
+        items = MultiModalKwargsItems({"image": [item]})
+        return mm_input(ours["prompt_token_ids"], items, {"image": [own_hash]}, ours["mm_placeholders"])
+
+    (item,) = ours["mm_kwargs"]["image"]
+    assert process(renderer, theirs(item)).mm_features[0].identifier == f"image-other-{own_hash}"
+    field = item["pixel_values_images"].field
+    for name, data in (
+        ("pixel_values_images", torch.zeros(3, 112, 112, dtype=torch.uint8)),
+        ("pixel_values_images", torch.zeros(3, 56, 56)),
+        ("pixel_values_videos", torch.zeros(8, 3, 56, 56, dtype=torch.uint8)),
+        ("address", torch.zeros(1, dtype=torch.int64)),
+    ):
+        with pytest.raises(ValueError, match=r"\.$"):
+            process(renderer, theirs(MultiModalKwargsItem({name: MultiModalFieldElem(data=data, field=field)})))
+    with pytest.raises(ValueError, match=r"\.$"):
+        process(renderer, theirs(None))

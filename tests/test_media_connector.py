@@ -16,7 +16,13 @@ from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
 from vllm_videollava.errors import MediaError
-from vllm_videollava.media_connector import VideoLlavaMediaConnector, make_connector, media_become
+from vllm_videollava.media_connector import (
+    VideoLlavaMediaConnector,
+    add_engine,
+    make_connector,
+    media_become,
+    remove_engine,
+)
 from vllm_videollava.pixel_format import PixelFormat
 
 FORMAT = PixelFormat(num_frames=8, image_size=48, video_size=48, original=True)
@@ -159,6 +165,18 @@ def test_other_models_in_the_same_process_are_left_to_vllm():
         assert type(make_connector(None, allowed_local_media_path="/")) is VideoLlavaMediaConnector
     for kwargs in (None, {}, {"image": {"image_mode": None}}):
         assert type(make_connector(kwargs, allowed_local_media_path="/")) is MediaConnector
+
+
+def test_vllms_endpoints_that_ask_no_renderer_get_this_connector():
+    """They make a connector from the engine's own settings, which no request can hand over."""
+    settings = {}
+    add_engine(settings, FORMAT)
+    try:
+        assert type(make_connector(settings)) is VideoLlavaMediaConnector
+        assert type(make_connector({})) is MediaConnector
+    finally:
+        remove_engine(settings)
+    assert type(make_connector(settings)) is MediaConnector
 
 
 def test_connectors_of_requests_at_the_same_time_keep_apart():

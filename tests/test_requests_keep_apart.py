@@ -66,6 +66,20 @@ def test_a_colour_behind_an_image_is_not_that_of_others(server_url):
     assert log_probabilities(server_url, transparent) == pytest.approx(before, abs=1e-4)
 
 
+def test_a_colour_is_not_that_of_others_with_the_same_id(server_url):
+    transparent = image_part(Image.new("RGBA", (40, 30), (0, 0, 255, 0)))
+    answers = []
+    for colour in ([255, 0, 0], [0, 255, 0], None):
+        options = {"media_io_kwargs": {"image": {"rgba_background_color": colour}}} if colour else {}
+        answers.append(log_probabilities(server_url, with_id(transparent, "a colour's"), **options))
+    expected = [
+        log_probabilities(server_url, image_part(Image.new("RGB", (40, 30), colour)))
+        for colour in ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    ]
+    for answer, right in zip(answers, expected, strict=True):
+        assert answer == pytest.approx(right, abs=1e-4)
+
+
 def with_id(part: dict, name: str, drop: bool = False) -> dict:
     return {**part, "uuid": name, **({part["type"]: None} if drop else {})}
 
@@ -84,6 +98,20 @@ def test_an_id_that_only_the_other_kind_has_is_unknown(server_url):
     log_probabilities(server_url, with_id(OTHER_VIDEO, "a video's"))
     status, reply = chat(server_url, with_id(IMAGE, "a video's", drop=True), text("What?"))
     assert status == 400, reply
+
+
+NO_MEDIA = {
+    "no address": ({"type": "image_url", "image_url": {"url": ""}}, "The image has no address."),
+    "null": ({"type": "video_url", "video_url": None}, "The video has no address."),
+    "embeddings": ({"type": "image_embeds", "image_embeds": "AAAA"}, "Embeddings are not supported; send the image"),
+}
+
+
+@pytest.mark.parametrize(("part", "sentence"), NO_MEDIA.values(), ids=NO_MEDIA)
+def test_a_part_without_a_medium(server_url, part, sentence):
+    status, reply = chat(server_url, text("What?"), part)
+    assert status == 400
+    assert reply["error"]["message"].startswith(f"Message 1, part 2: {sentence}")
 
 
 def test_an_id_is_not_a_hash_of_what_others_send(server_url, alone):

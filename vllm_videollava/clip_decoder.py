@@ -22,7 +22,7 @@ from vllm_videollava import bitstream
 from vllm_videollava.data_urls import decode_base64
 from vllm_videollava.envs import Settings, variable
 from vllm_videollava.errors import MediaError, check_sides
-from vllm_videollava.file_kinds import HEAD_BYTES, explain
+from vllm_videollava.file_kinds import HEAD_BYTES, explain, recognize
 from vllm_videollava.frames import sample_indices
 from vllm_videollava.image_decoder import decode_image
 
@@ -132,7 +132,7 @@ def _explain(file: BinaryIO) -> str | None:
 def _say(error: Exception) -> str:
     if isinstance(error, _NoVideoError):
         return str(error)
-    if isinstance(error, av.ArgumentError):
+    if isinstance(error, av.ArgumentError | av.InvalidDataError):
         return "The video is damaged, or in a format that is not supported."
     return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
 
@@ -161,8 +161,11 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
 def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
     from vllm_videollava.decord_decoder import read_frames
 
-    if sentence := _explain(file):
-        raise MediaError(sentence)
+    # PyAV has found a video in it, which pictures may be. But decord would open what a playlist names.
+    file.seek(0)
+    kind = recognize(file.read(HEAD_BYTES))
+    if kind and not kind.media:
+        raise MediaError(_explain(file))
     return read_frames(file, num_frames, threads)
 
 

@@ -9,11 +9,12 @@ from vllm_videollava.config import VideoLlavaConfig
 from vllm_videollava.request_values import check_text
 
 
-def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig) -> None:
+def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
     """Check the form of everything that a request gives to the engine, whatever checked it before.
 
     Args:
         engine_input: what vLLM's renderer has made, of type "token", "multimodal" or "embeds".
+        shares_memory: items may be addresses in memory that is shared with the engine, as in vLLM's cache "shm".
 
     Raises:
         ValueError: something has another shape, dtype or number than the model takes.
@@ -24,7 +25,7 @@ def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig
     if engine_input["type"] == "embeds":
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
     if engine_input["type"] == "multimodal":
-        _check_media(engine_input, len(token_ids), config)
+        _check_media(engine_input, len(token_ids), config, shares_memory)
 
 
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
@@ -39,7 +40,9 @@ def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
         )
 
 
-def _check_media(engine_input: Mapping[str, Any], num_tokens: int, config: VideoLlavaConfig) -> None:
+def _check_media(
+    engine_input: Mapping[str, Any], num_tokens: int, config: VideoLlavaConfig, shares_memory: bool
+) -> None:
     items, hashes, places = (engine_input[name] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
     image_size, video_size = config.image_config.image_size, config.video_config.image_size
     forms = {
@@ -56,7 +59,8 @@ def _check_media(engine_input: Mapping[str, Any], num_tokens: int, config: Video
         if not len(own_items) == len(own_hashes) == len(own_places):
             raise ValueError(f"The request's {modality} items and their places in the prompt differ in number.")
         for item in own_items:
-            _check_item(modality, item, name, shape)
+            if not (shares_memory and item and "address" in item):
+                _check_item(modality, item, name, shape)
         if any(place.length != length for place in own_places):
             raise ValueError(f"The {modality} items take other numbers of tokens than the model's {length}.")
         ends += [(place.offset, place.offset + place.length) for place in own_places]
@@ -69,10 +73,7 @@ def _check_media(engine_input: Mapping[str, Any], num_tokens: int, config: Video
 
 
 def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape: tuple[int, ...]) -> None:
-    """Check an item; of one that the engine has in its cache already, nothing or only its address is here."""
-    if item is None or "address" in item:
-        return
-    data = {key: element.data for key, element in item.items()}
+    data = {key: element.data for key, element in (item or {}).items()}
     pixels = data.get(name)
     if len(data) != 1 or not isinstance(pixels, torch.Tensor):
         raise ValueError(f"An item of modality {modality!r} has something else than its pixels.")

@@ -23,6 +23,17 @@ NAME = "video_llava"
 
 # Not in media_io_kwargs, in which requests can write.
 _pixel_format: ContextVar[PixelFormat | None] = ContextVar("pixel_format", default=None)
+_engines: dict[int, tuple[Mapping, PixelFormat]] = {}
+"""Of each engine of this model in this process, its own `media_io_kwargs`, by identity, and its pixels."""
+
+
+def add_engine(media_io_kwargs: Mapping, pixel_format: PixelFormat) -> None:
+    """Have connectors for an engine's own `media_io_kwargs`, which vLLM makes outside of `media_become`, too."""
+    _engines[id(media_io_kwargs)] = media_io_kwargs, pixel_format
+
+
+def remove_engine(media_io_kwargs: Mapping) -> None:
+    _engines.pop(id(media_io_kwargs), None)
 
 
 @contextmanager
@@ -37,7 +48,8 @@ def media_become(pixel_format: PixelFormat) -> Iterator[None]:
 
 def make_connector(media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None, **kwargs) -> MediaConnector:
     """Make a connector for this model; for another model in the same process, vLLM's own."""
-    if (pixel_format := _pixel_format.get()) is None:
+    _, engines_format = _engines.get(id(media_io_kwargs), (None, None))
+    if (pixel_format := _pixel_format.get() or engines_format) is None:
         return MediaConnector(media_io_kwargs, **kwargs)
     return VideoLlavaMediaConnector(pixel_format, media_io_kwargs, **kwargs)
 

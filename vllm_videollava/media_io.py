@@ -61,7 +61,8 @@ class MediaFileIO(MediaIO[MediaFile]):
 
     def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
         self._check_size(len(data))
-        return MediaFile(self._kind, data, is_sequence, blake2b(data).digest())
+        digest = blake2b(data, person=b"pictures" if is_sequence else b"").digest()
+        return MediaFile(self._kind, data, is_sequence, digest)
 
     def load_base64(self, media_type: str, data: str) -> MediaFile:
         # Decoding takes some times as much memory.

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vllm_videollava.errors import MediaError
+
 MODALITIES = ("image", "video")
 
 
@@ -12,9 +14,26 @@ def count_parts(messages: Sequence[Any]) -> Counter[str]:
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
+def check_parts(messages: Sequence[Any]) -> None:
+    """Refuse what vLLM would refuse with a sentence about its own flags and names.
+
+    Raises:
+        MediaError: a part has embeddings, or neither an address nor an id.
+    """
+    for message, number, part in _parts(messages):
+        modality = _modality(part)
+        if modality is None:
+            continue
+        place = f"Message {message}, part {number}"
+        if _kind(part).endswith("_embeds"):
+            raise MediaError(f"{place}: Embeddings are not supported; send the {modality} itself.")
+        if _kind(part).endswith("_url") and not any(_urls(part)):
+            raise MediaError(f"{place}: The {modality} has no address.")
+
+
 def find_part(messages: Sequence[Any], url: str) -> tuple[int, int] | None:
     """Return the number of the message and of the part, from 1 on, that have a URL."""
-    places = ((message, number) for message, number, part in _parts(messages) if url in _urls(part))
+    places = ((message, number) for message, number, part in _parts(messages) if _modality(part) and url in _urls(part))
     return next(places, None)
 
 
@@ -27,12 +46,16 @@ def _parts(messages: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
 
 
 def _modality(part: Any) -> str | None:
-    # As vLLM: the type says it, or without one, the part's only key.
-    kind = str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
+    kind = _kind(part)
     return next((modality for modality in MODALITIES if modality in kind), None)
 
 
+def _kind(part: Any) -> str:
+    # As vLLM: the type says it, or without one, the part's only key.
+    return str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
+
+
 def _urls(part: Any) -> list[Any]:
-    """Return the URLs in a part of a message, which is {"video_url": {"url": ...}} or {"video_url": ...}."""
-    values = list(part.values()) if isinstance(part, dict) else []
+    """Return the URL in a part of a message, which is {"video_url": {"url": ...}} or {"video_url": ...}, and its id."""
+    values = [value for key, value in part.items() if key != "type"]
     return [value.get("url") if isinstance(value, dict) else value for value in values]

@@ -45,7 +45,8 @@ def _prepare_message(message: Mapping[str, Any]) -> dict[str, Any]:
         content = show_placeholders(escape(_drop_run_after_sentinels(content)))
     else:
         content = escape_all(_drop_run([_normal_part(part) for part in content or ()]))
-    return {**escape_all(dict(message)), "content": content}
+    others = {key: value for key, value in message.items() if key != "content"}
+    return {**escape_all(others), "content": content}
 
 
 def escape_all(value: Any) -> Any:

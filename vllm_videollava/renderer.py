@@ -7,19 +7,21 @@ from typing import Any
 from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import api_process_count, current_requests
+from vllm_videollava.compat import api_process_count, check_all_engine_inputs, current_requests
 from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input
 from vllm_videollava.lengths import PromptLengths, check_length
-from vllm_videollava.media_connector import media_become
+from vllm_videollava.media_connector import add_engine, media_become, remove_engine
 from vllm_videollava.media_io import check_decoding
-from vllm_videollava.message_parts import count_parts
-from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders
+from vllm_videollava.message_parts import check_parts, count_parts
+from vllm_videollava.placeholders import show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
-from vllm_videollava.request_options import check_media_io_kwargs, check_mm_processor_kwargs
-from vllm_videollava.request_values import check_request
-from vllm_videollava.tokenizer import limit_token_ids
+from vllm_videollava.request_options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.request_values import check_nesting
+
+CHECKED = "video_llava_checked"
+"""Marks what this renderer gives to the engine."""
 
 
 class VideoLlavaRenderer(HfRenderer):
@@ -32,13 +34,16 @@ class VideoLlavaRenderer(HfRenderer):
     def __init__(self, config, tokenizer) -> None:
         super().__init__(config, tokenizer)
         self._hf_config = config.model_config.hf_config
-        limit_token_ids(tokenizer, self._hf_config.text_config.vocab_size)
+        self._mm_config = config.model_config.multimodal_config
+        check_all_engine_inputs(VideoLlavaRenderer)
+        add_engine(self._mm_config.media_io_kwargs, self._hf_config.pixel_format)
         shared_pool(api_process_count(config)).add_user(self)
         check_decoding()
         self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item)
 
     def shutdown(self) -> None:
         super().shutdown()
+        remove_engine(self._mm_config.media_io_kwargs)
         shared_pool().remove_user(self)
 
     def render_cmpl(self, *args, **kwargs):
@@ -63,12 +68,12 @@ class VideoLlavaRenderer(HfRenderer):
     def render_messages(self, messages, params):
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = super().render_messages(messages, _with_default_template(params))
-        return _as_texts(conversation), prompt
+        return _without_sentinels(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
     async def render_messages_async(self, messages, params):
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
-        return _as_texts(conversation), prompt
+        return _without_sentinels(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
     def tokenize_prompt(self, prompt, params):
         with self._lengths.checked(prompt, params) as check:
@@ -94,6 +99,8 @@ class VideoLlavaRenderer(HfRenderer):
     def _check_before_fetching(self, conversations, chat_params, tok_params: TokenizeParams | None) -> None:
         self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
         limit = (tok_params or self.default_chat_tok_params).max_total_tokens
+        for messages in conversations:
+            check_parts(messages)
         for messages in conversations if limit is not None else ():
             check_length(count_parts(messages), self._hf_config.tokens_per_item, 0, limit)
 
@@ -107,13 +114,28 @@ class VideoLlavaRenderer(HfRenderer):
             check_placeholders(prompt["prompt_token_ids"], self.get_tokenizer().placeholder_ids, {})
 
     def _checked(self, engine_input):
-        check_engine_input(engine_input, self._hf_config)
+        shares_memory = self._mm_config.mm_processor_cache_type == "shm"
+        check_engine_input(engine_input, self._hf_config, shares_memory=shares_memory)
+        engine_input[CHECKED] = True
         return engine_input
+
+    def check_other_input(self, engine_input) -> None:
+        """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
+
+        Its items keep their own place in the engine's cache, since a client has named them.
+        """
+        if not isinstance(engine_input, dict) or "type" not in engine_input or CHECKED in engine_input:
+            return
+        check_engine_input(engine_input, self._hf_config, shares_memory=False)
+        if hashes := engine_input.get("mm_hashes"):
+            engine_input["mm_hashes"] = {
+                modality: [f"{modality}-other-{name}" for name in names] for modality, names in hashes.items()
+            }
 
 
 def _check_requests() -> None:
     for request in current_requests():
-        check_request(request)
+        check_nesting(request)
 
 
 def _with_default_template(params):
@@ -122,12 +144,20 @@ def _with_default_template(params):
     return params if params.chat_template else dataclasses.replace(params, chat_template=CHAT_TEMPLATE)
 
 
-def _as_texts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # The option `echo` answers with a message of it, for which vLLM takes every part for a text.
-    return [{**message, "content": _as_text(message.get("content"))} for message in conversation]
+def _with_colour_in_ids(prompt, media_io_kwargs):
+    """Keep images apart that have one id, but other colours behind them. vLLM's own caches do so, from 0.31 on."""
+    colour, ids = background_colour(media_io_kwargs), prompt.get("multi_modal_uuids")
+    if colour is not None and ids and "image" in ids:
+        images = [None if name is None else f"{colour}-{name}" for name in ids["image"]]
+        prompt["multi_modal_uuids"] = {**ids, "image": images}
+    return prompt
 
 
-def _as_text(content: Any) -> Any:
-    if isinstance(content, list):
-        return "\n".join(part.get("text") or PLACEHOLDERS.get(part.get("type"), "") for part in content)
-    return show_placeholders(content) if isinstance(content, str) else content
+def _without_sentinels(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The option `echo` answers with a message of it.
+    return [
+        {**message, "content": show_placeholders(message["content"])}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in conversation
+    ]
