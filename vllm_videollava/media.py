@@ -67,6 +67,10 @@ class VideoLlavaDataParser(MultiModalDataParser):
             mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
         return super().parse_mm_data(mm_data)
 
+    def _get_video_with_metadata(self, video):
+        # Where an id stands for it; vLLM 0.29 and 0.30 know this of images only.
+        return (None, None) if video is None else super()._get_video_with_metadata(video)
+
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
         try:
             return self._decoder.decode(_read_file(kind, path))

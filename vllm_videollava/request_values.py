@@ -1,7 +1,8 @@
 """Checks for values that JSON may have, but that cannot be brought to the engine."""
 
 import dataclasses
-from collections.abc import Iterable
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
@@ -10,6 +11,24 @@ from vllm_videollava.request_options import shorten
 
 MAX_NESTING = 100
 """Lists and objects within one another; vLLM's own limit for JSON schemas is 64."""
+
+# Fields that become token ids or have checks of their own; the others go to the engine with the sampling parameters.
+_NOT_SENT = {
+    *("messages", "prompt", "input", "query", "items", "system", "instructions", "tools", "documents"),
+    *("chat_template", "chat_template_kwargs", "media_io_kwargs", "mm_processor_kwargs"),
+}
+
+
+def check_request(request: BaseModel) -> None:
+    """Check a request as vLLM's classes have it.
+
+    Raises:
+        ValueError: a field is nested so deep that the engine would die of
+            handing it on to its workers, or has a number or text that cannot
+            be sent.
+    """
+    for name, value in vars(request).items():
+        _check_field(name, value)
 
 
 def check_text(name: str, text: str | None) -> None:
@@ -21,28 +40,44 @@ def check_text(name: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is {shorten(text)}, which is not valid Unicode.") from error
+        raise ValueError(f"{name} has {shorten(text)}, which is not valid Unicode.") from error
 
 
-def check_nesting(request: BaseModel) -> None:
-    """Refuse what is nested so deep that the engine dies when it hands it on to its workers.
-
-    Raises:
-        ValueError: a field is.
-    """
-    for name, value in vars(request).items():
-        level = [value]
-        for _ in range(MAX_NESTING + 1):
-            level = [child for node in level for child in _children(node) if _children(child)]
-        if level:
-            raise ValueError(f"{name} nests lists and objects more than {MAX_NESTING} deep.")
+def _check_field(name: str, value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        if name not in _NOT_SENT:
+            _check_leaves(name, level)
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise ValueError(f"{name} nests lists and objects more than {MAX_NESTING} deep.")
 
 
-def _children(node: Any) -> Iterable[Any]:
-    if isinstance(node, dict):
-        return node.values()
-    if isinstance(node, (list, tuple)):
-        return node
+def _check_leaves(name: str, values: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, str):
+            check_text(name, value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError(f"{name} has {shorten(value)}; whole numbers of 64 bits are supported.")
+
+
+def _children(node: Any) -> Iterator[Any]:
     if isinstance(node, BaseModel) or dataclasses.is_dataclass(node):
-        return vars(node).values()
-    return ()
+        node = vars(node)
+    if isinstance(node, dict):
+        yield from node
+        for key, value in node.items():
+            yield _parse(value) if key == "arguments" else value
+    elif isinstance(node, (list, tuple)):
+        yield from node
+
+
+def _parse(arguments: Any) -> Any:
+    """Parse the arguments of a call of a tool, as vLLM will."""
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except RecursionError as error:
+        raise ValueError(f"A tool call's arguments nest lists and objects more than {MAX_NESTING} deep.") from error
+    except ValueError:
+        return arguments

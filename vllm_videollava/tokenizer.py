@@ -240,6 +240,17 @@ class VideoLlavaTokenizer:
         return get_cached_tokenizer(tokenizer)
 
 
+def limit_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Let vLLM know which ids the model has, where it asks a tokenizer that it has loaded.
+
+    It refuses larger ones in prompts and among bad words. The tokenizer may
+    have tokens that the model lacks; and vLLM before 0.31 takes the number of
+    its tokens for the largest id. The engine would die of either.
+    """
+    # A class of this tokenizer's own, which vLLM has made to keep such values.
+    type(tokenizer).max_token_id = min(tokenizer.max_token_id, vocab_size - 1)
+
+
 def _is_original(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None, download_dir: str | None) -> bool:
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, cache_dir=download_dir)
