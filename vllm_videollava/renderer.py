@@ -18,7 +18,7 @@ from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.request_options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
-from vllm_videollava.request_values import check_request
+from vllm_videollava.request_values import check_request, check_value
 from vllm_videollava.tokenizer import limit_token_ids
 
 CHECKED = "video_llava_checked"
@@ -121,13 +121,14 @@ class VideoLlavaRenderer(HfRenderer):
         engine_input[CHECKED] = True
         return engine_input
 
-    def check_other_input(self, engine_input) -> None:
+    def check_other_input(self, engine_input, params) -> None:
         """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
 
         Its items keep their own place in the engine's cache, since a client has named them.
         """
         if not isinstance(engine_input, dict) or "type" not in engine_input or CHECKED in engine_input:
             return
+        check_value("The request", params)
         check_engine_input(engine_input, self._hf_config, shares_memory=False)
         if hashes := engine_input.get("mm_hashes"):
             engine_input["mm_hashes"] = {
