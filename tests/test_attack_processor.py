@@ -349,13 +349,13 @@ def is_right(engine_input) -> bool:
     return True
 
 
-def process(renderer, engine_input):
+def process(renderer, engine_input, **options):
     """As vLLM's engine clients do with what any endpoint has made."""
     from vllm import SamplingParams
     from vllm.v1.engine.input_processor import InputProcessor
 
     processor = InputProcessor(renderer.config, renderer)
-    return processor.process_inputs("id", engine_input, SamplingParams(max_tokens=1), ("generate",))
+    return processor.process_inputs("id", engine_input, SamplingParams(max_tokens=1, **options), ("generate",))
 
 
 def test_what_passes_the_renderer_by_is_checked_too(renderer):
@@ -386,3 +386,8 @@ def test_what_passes_the_renderer_by_is_checked_too(renderer):
             process(renderer, theirs(MultiModalKwargsItem({name: MultiModalFieldElem(data=data, field=field)})))
     with pytest.raises(ValueError, match=r"\.$"):
         process(renderer, theirs(None))
+    deep = []
+    for _ in range(1000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nests lists and objects more than 100 deep"):
+        process(renderer, theirs(item), extra_args={"kv_transfer_params": {"x": deep}})

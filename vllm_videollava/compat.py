@@ -102,9 +102,9 @@ def check_all_engine_inputs(renderer_class: type) -> None:
         return
 
     @functools.wraps(process_inputs)
-    def check_and_process_inputs(self, request_id, prompt, *args, **kwargs):
+    def check_and_process_inputs(self, request_id, prompt, params, *args, **kwargs):
         if isinstance(self.renderer, renderer_class):
-            self.renderer.check_other_input(prompt)
-        return process_inputs(self, request_id, prompt, *args, **kwargs)
+            self.renderer.check_other_input(prompt, params)
+        return process_inputs(self, request_id, prompt, params, *args, **kwargs)
 
     InputProcessor.process_inputs = check_and_process_inputs

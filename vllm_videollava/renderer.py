@@ -14,11 +14,12 @@ from vllm_videollava.lengths import PromptLengths, check_length
 from vllm_videollava.media_connector import add_engine, media_become, remove_engine
 from vllm_videollava.media_io import check_decoding
 from vllm_videollava.message_parts import check_parts, count_parts
-from vllm_videollava.placeholders import show_placeholders
+from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.request_options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
-from vllm_videollava.request_values import check_nesting
+from vllm_videollava.request_values import check_request, check_value
+from vllm_videollava.tokenizer import limit_token_ids
 
 CHECKED = "video_llava_checked"
 """Marks what this renderer gives to the engine."""
@@ -37,6 +38,7 @@ class VideoLlavaRenderer(HfRenderer):
         self._mm_config = config.model_config.multimodal_config
         check_all_engine_inputs(VideoLlavaRenderer)
         add_engine(self._mm_config.media_io_kwargs, self._hf_config.pixel_format)
+        limit_token_ids(tokenizer, self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
         check_decoding()
         self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item)
@@ -68,12 +70,12 @@ class VideoLlavaRenderer(HfRenderer):
     def render_messages(self, messages, params):
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = super().render_messages(messages, _with_default_template(params))
-        return _without_sentinels(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
+        return _as_texts(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
     async def render_messages_async(self, messages, params):
         with media_become(self._hf_config.pixel_format):
             conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
-        return _without_sentinels(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
+        return _as_texts(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
     def tokenize_prompt(self, prompt, params):
         with self._lengths.checked(prompt, params) as check:
@@ -119,13 +121,14 @@ class VideoLlavaRenderer(HfRenderer):
         engine_input[CHECKED] = True
         return engine_input
 
-    def check_other_input(self, engine_input) -> None:
+    def check_other_input(self, engine_input, params) -> None:
         """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
 
         Its items keep their own place in the engine's cache, since a client has named them.
         """
         if not isinstance(engine_input, dict) or "type" not in engine_input or CHECKED in engine_input:
             return
+        check_value("The request", params)
         check_engine_input(engine_input, self._hf_config, shares_memory=False)
         if hashes := engine_input.get("mm_hashes"):
             engine_input["mm_hashes"] = {
@@ -135,7 +138,7 @@ class VideoLlavaRenderer(HfRenderer):
 
 def _check_requests() -> None:
     for request in current_requests():
-        check_nesting(request)
+        check_request(request)
 
 
 def _with_default_template(params):
@@ -153,11 +156,12 @@ def _with_colour_in_ids(prompt, media_io_kwargs):
     return prompt
 
 
-def _without_sentinels(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # The option `echo` answers with a message of it.
-    return [
-        {**message, "content": show_placeholders(message["content"])}
-        if isinstance(message.get("content"), str)
-        else message
-        for message in conversation
-    ]
+def _as_texts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    # The option `echo` answers with a message of it, for which vLLM takes every part for a text.
+    return [{**message, "content": _as_text(message.get("content"))} for message in conversation]
+
+
+def _as_text(content: Any) -> Any:
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or PLACEHOLDERS.get(part.get("type"), "") for part in content)
+    return show_placeholders(content) if isinstance(content, str) else content

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 
 from vllm_videollava.request_options import shorten
@@ -28,7 +29,7 @@ def check_request(request: BaseModel) -> None:
             be sent.
     """
     for name, value in vars(request).items():
-        _check_field(name, value)
+        check_value(name, value)
 
 
 def check_text(name: str, text: str | None) -> None:
@@ -43,7 +44,8 @@ def check_text(name: str, text: str | None) -> None:
         raise ValueError(f"{name} has {shorten(text)}, which is not valid Unicode.") from error
 
 
-def _check_field(name: str, value: Any) -> None:
+def check_value(name: str, value: Any) -> None:
+    """Check one field of a request, or vLLM's parameters that are made of it; see `check_request`."""
     level = [value]
     for _ in range(MAX_NESTING + 1):
         if name not in _NOT_SENT:
@@ -65,6 +67,8 @@ def _check_leaves(name: str, values: list[Any]) -> None:
 def _children(node: Any) -> Iterator[Any]:
     if isinstance(node, BaseModel) or dataclasses.is_dataclass(node):
         node = vars(node)
+    if isinstance(node, msgspec.Struct):
+        node = msgspec.structs.asdict(node)
     if isinstance(node, dict):
         yield from node
         for key, value in node.items():
