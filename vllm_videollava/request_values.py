@@ -29,10 +29,10 @@ def check_request(request: BaseModel) -> None:
             be sent.
     """
     for name, value in vars(request).items():
-        check_value(name, value)
+        check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
 
 
-def check_text(name: str, text: str | None) -> None:
+def check_text(subject: str, text: str | None) -> None:
     """Refuse halves of a character, which can neither be hashed nor sent.
 
     Raises:
@@ -41,27 +41,32 @@ def check_text(name: str, text: str | None) -> None:
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} has {shorten(text)}, which is not valid Unicode.") from error
+        raise ValueError(f"{subject} has {shorten(text)}, which is not valid Unicode.") from error
 
 
-def check_value(name: str, value: Any) -> None:
-    """Check one field of a request, or vLLM's parameters that are made of it; see `check_request`."""
+def check_value(subject: str, value: Any, *, is_sent: bool = True) -> None:
+    """Check one field of a request, or vLLM's parameters that are made of it; see `check_request`.
+
+    Args:
+        subject: of the sentence about it.
+        is_sent: whether the engine gets its numbers and texts.
+    """
     level = [value]
     for _ in range(MAX_NESTING + 1):
-        if name not in _NOT_SENT:
-            _check_leaves(name, level)
+        if is_sent:
+            _check_leaves(subject, level)
         level = [child for node in level for child in _children(node)]
         if not level:
             return
-    raise ValueError(f"The field {name} nests lists and objects more than {MAX_NESTING} deep.")
+    raise ValueError(f"{subject} nests lists and objects more than {MAX_NESTING} deep.")
 
 
-def _check_leaves(name: str, values: list[Any]) -> None:
+def _check_leaves(subject: str, values: list[Any]) -> None:
     for value in values:
         if isinstance(value, str):
-            check_text(f"The field {name}", value)
+            check_text(subject, value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"The field {name} has {shorten(value)}; whole numbers of 64 bits are supported.")
+            raise ValueError(f"{subject} has {shorten(value)}; whole numbers of 64 bits are supported.")
 
 
 def _children(node: Any) -> Iterator[Any]:
