@@ -208,6 +208,47 @@ def test_the_renderer_gives_what_the_engine_takes_or_a_sentence(renderer, files)
     assert min(outcomes[outcome] for outcome in ("refused", "token", "multimodal")) > 10
 
 
+IMAGES = [Image.new("RGB", (40, 60), "red")]
+EDGES = {
+    "no images": ({"multi_modal_data": {"image": []}}, None),
+    "no videos beside an image": ({"multi_modal_data": {"image": IMAGES, "video": []}}, None),
+    "no ids": ({"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": None}}, None),
+    "sound": (
+        {"multi_modal_data": {"audio": [0.5]}},
+        "The model takes images and videos, but the request has 'audio'.",
+    ),
+    "chunk": (
+        {"multi_modal_data": {"vision_chunk": 1}},
+        "takes images and videos, but the request has 'vision_chunk'.",
+    ),
+    "image id": (
+        {"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": ["a\ud800"]}},
+        r"The image's uuid has 'a\ud800', which is not valid Unicode.",
+    ),
+    "salt": ({"cache_salt": "\udc00"}, r"The field cache_salt has '\udc00', which is not valid Unicode."),
+    "no width": ({"multi_modal_data": {"image": [Image.new("RGB", (0, 5))]}}, "An image of 0x5 pixels is empty."),
+    "id": ({"prompt_token_ids": [5, 384]}, "The prompt has token ids that the model does not; they go from 0 to 383."),
+}
+
+
+@pytest.mark.parametrize(("prompt", "sentence"), EDGES.values(), ids=EDGES)
+def test_edges(renderer, prompt, sentence):
+    from vllm.renderers import TokenizeParams
+
+    num_images = len(prompt.get("multi_modal_data", {}).get("image", ()))
+    prompt = {"prompt_token_ids": [1, *[IMAGE_ID] * num_images, 5], **prompt}
+    if sentence is None:
+        (engine_input,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
+        check_engine_input_is_right(engine_input)
+    else:
+        with pytest.raises(ValueError, match=re.escape(sentence) + "$"):
+            renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
+
+
+def test_vllm_knows_the_largest_token_id(renderer):
+    assert renderer.get_tokenizer().max_token_id == VOCABULARY - 1
+
+
 def check_sentence(sentence: str) -> None:
     assert len(sentence) < MAX_SENTENCE, sentence[:2000]
     assert sentence.isprintable(), repr(sentence)

@@ -200,6 +200,15 @@ def test_more_frames_are_refused_without_attention_over_time_too(checkpoint, tmp
             EngineArgs(model=str(folder), **options).create_model_config()
 
 
+@pytest.mark.parametrize(("asked", "cache"), [(None, "processor_only"), ("lru", "processor_only"), ("shm", "shm")])
+def test_no_cache_of_the_engine_is_taken_for_filled_by_what_was_refused(checkpoint, asked, cache):
+    from vllm.engine.arg_utils import EngineArgs
+
+    options = {"mm_processor_cache_type": asked} if asked else {}
+    config = EngineArgs(model=str(checkpoint), **options).create_model_config()
+    assert config.multimodal_config.mm_processor_cache_type == cache
+
+
 def test_vllms_rust_frontend_is_refused(checkpoint, monkeypatch):
     from vllm.engine.arg_utils import EngineArgs
 

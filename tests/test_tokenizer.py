@@ -15,7 +15,7 @@ from transformers import LlamaTokenizer
 from vllm.tokenizers.hf import maybe_make_thread_pool
 
 from vllm_videollava.config import register
-from vllm_videollava.tokenizer import VideoLlavaTokenizer
+from vllm_videollava.tokenizer import VideoLlavaTokenizer, limit_token_ids
 
 DATA = TESTS / "data" / "tokenizer"
 ORIGINAL_PLACEHOLDER = -200
@@ -213,3 +213,13 @@ def test_the_chat_template_is_llava_v1_whatever_the_checkpoint_has(tmp_path, tra
             assert ids == tokenizer.encode(text)
             assert ids.count(tokenizer.placeholder_ids["video"]) == 1
             assert "Is it <video>?" in tokenizer.decode(ids)
+
+
+def test_the_largest_id_is_the_models(checkpoint):
+    limited, pool, other = (VideoLlavaTokenizer.from_pretrained(str(checkpoint)) for _ in range(3))
+    pool = maybe_make_thread_pool(pool, 2)
+    for tokenizer in (limited, pool):
+        for vocab_size, largest in ((10**6, tokenizer.max_token_id), (384, 383), (300, 299)):
+            limit_token_ids(tokenizer, vocab_size)
+            assert tokenizer.max_token_id == largest
+    assert other.max_token_id >= 383

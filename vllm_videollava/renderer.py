@@ -38,7 +38,7 @@ class VideoLlavaRenderer(HfRenderer):
         self._mm_config = config.model_config.multimodal_config
         check_all_engine_inputs(VideoLlavaRenderer)
         add_engine(self._mm_config.media_io_kwargs, self._hf_config.pixel_format)
-        limit_token_ids(tokenizer, self._hf_config.text_config.vocab_size)
+        limit_token_ids(self.get_tokenizer(), self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
         check_decoding()
         self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item)
