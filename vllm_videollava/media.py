@@ -17,7 +17,7 @@ from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm_videollava import rgb
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array, sample_indices
-from vllm_videollava.media_io import MediaDecoder, MediaFileIO
+from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.pixel_format import PixelFormat
 from vllm_videollava.pixels import PreparedImage
 from vllm_videollava.placeholders import PLACEHOLDERS
@@ -72,11 +72,11 @@ class VideoLlavaDataParser(MultiModalDataParser):
         return (None, None) if video is None else super()._get_video_with_metadata(video)
 
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
-        _check_file(kind, path)
+        file = _read_file(kind, path)
         try:
-            return self._decoder.decode(MediaFileIO(kind).load_file(path))
+            return self._decoder.decode(file)
         except MediaError as error:
-            raise MediaError(str(error), detail=error.detail, url=path.absolute().as_uri()) from error
+            raise _about(path, error) from error
 
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
@@ -95,15 +95,21 @@ class VideoLlavaDataParser(MultiModalDataParser):
         return None if item is None else to_frames(item, self._num_frames, self._background)
 
 
-def _check_file(kind: str, path: Path) -> None:
-    """Check that a file of the user can be read; he may well be told its path."""
+def _read_file(kind: str, path: Path) -> MediaFile:
+    """Read a file of the user, who may well be told its path if that cannot be done."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(0, "Not a file")
-        path.open("rb").close()
+        return MediaFileIO(kind).load_file(path)
+    except MediaError as error:
+        raise _about(path, error) from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise MediaError(f"The {kind} file cannot be read: {why}: {str(path)!r}.") from error
+
+
+def _about(path: Path, error: MediaError) -> MediaError:
+    return MediaError(str(error), detail=error.detail, url=path.absolute().as_uri())
 
 
 def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
