@@ -72,10 +72,11 @@ class VideoLlavaDataParser(MultiModalDataParser):
         return (None, None) if video is None else super()._get_video_with_metadata(video)
 
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
+        file = _read_file(kind, path)
         try:
-            return self._decoder.decode(_read_file(kind, path))
+            return self._decoder.decode(file)
         except MediaError as error:
-            raise MediaError(str(error), detail=error.detail, url=path.absolute().as_uri()) from error
+            raise _about(path, error) from error
 
     def _read_image(self, item: Any) -> Any:
         if isinstance(item, Path):
@@ -95,16 +96,20 @@ class VideoLlavaDataParser(MultiModalDataParser):
 
 
 def _read_file(kind: str, path: Path) -> MediaFile:
-    """Read a file of the user, who may well be told its name."""
+    """Read a file of the user, who may well be told its path if that cannot be done."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise MediaError(f"The {kind} file cannot be read: Not a file: {str(path)!r}.")
+            raise OSError(0, "Not a file")
         return MediaFileIO(kind).load_file(path)
-    except MediaError:
-        raise
+    except MediaError as error:
+        raise _about(path, error) from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise MediaError(f"The {kind} file cannot be read: {why}: {str(path)!r}.") from error
+
+
+def _about(path: Path, error: MediaError) -> MediaError:
+    return MediaError(str(error), detail=error.detail, url=path.absolute().as_uri())
 
 
 def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
