@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
@@ -125,11 +126,17 @@ class VideoLlavaRenderer(HfRenderer):
         """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
 
         Its items keep their own place in the engine's cache, since a client has named them.
+
+        Raises:
+            VLLMValidationError: it cannot be given to the engine. Any other error would be answered 500 from here on.
         """
         if not isinstance(engine_input, dict) or "type" not in engine_input or CHECKED in engine_input:
             return
-        check_value("The request", params)
-        check_engine_input(engine_input, self._hf_config, shares_memory=False)
+        try:
+            check_value("The request", params)
+            check_engine_input(engine_input, self._hf_config, shares_memory=False)
+        except ValueError as error:
+            raise VLLMValidationError(str(error)) from error
         if hashes := engine_input.get("mm_hashes"):
             engine_input["mm_hashes"] = {
                 modality: [f"{modality}-other-{name}" for name in names] for modality, names in hashes.items()
