@@ -93,7 +93,7 @@ REFUSED_LATE = {
     "stop_token_ids": [999],
     "structured_outputs": {"regex": "("},
     "prompt_logprobs": 500,
-    "min_tokens": 50,
+    "min_tokens": 10**6,
 }
 
 
