@@ -33,8 +33,16 @@ NUMBERS = [
 JUNK = [None, True, False, [], {}, [[]], [None], {"": None}, {"a": {"a": [1]}}, "x" * 20_000, *TEXTS, *NUMBERS]
 
 one_of = st.sampled_from
+
+
+def weighted(*choices: tuple[int, Strategy]) -> Strategy:
+    """Choose as often as the weights say; Hypothesis's own `|` takes each choice once."""
+    strategies = [strategy for weight, strategy in choices for _ in range(weight)]
+    return one_of(strategies).flatmap(lambda strategy: strategy)
+
+
 texts = one_of(TEXTS) | st.text(max_size=8)
-token_ids = one_of(TOKEN_IDS) | st.integers(0, 400)
+token_ids = weighted((1, one_of(TOKEN_IDS)), (3, st.integers(0, 383)))
 junk = one_of(JUNK)
 uuids = one_of(["a", "a", "b", "image-a", "\ud800", "x" * 3000, "", 1, None, {}])
 urls = one_of(data_urls())
@@ -45,7 +53,8 @@ URL_KINDS = ["image_url", "video_url", "audio_url", "input_image", "image_pil", 
 @st.composite
 def chat_parts(draw) -> Json:
     kind = draw(one_of(["image_url"] * 4 + ["video_url"] * 4 + URL_KINDS))
-    url = draw(st.just(image_url() if kind == "image_url" else video_url()) | good_urls | urls | junk)
+    right = st.just(image_url() if kind == "image_url" else video_url())
+    url = draw(weighted((6, right), (2, good_urls), (4, urls), (1, junk)))
     value = draw(one_of([{"url": url}, {"url": url}, {"url": url, "detail": "low"}, url, None, [url], {}]))
     part = {"type": kind, kind: value}
     if draw(one_of([False, False, True])):
@@ -69,17 +78,17 @@ odd_parts = one_of(
         None,
     ]
 )
-contents = st.lists(chat_parts() | plain_parts | plain_parts | odd_parts, max_size=4) | texts | junk
-roles = one_of(["user"] * 4 + ["assistant", "assistant", "system", "developer", "tool", "function", "x", "", None])
+parts = weighted((8, chat_parts()), (8, plain_parts), (1, odd_parts))
+contents = weighted((12, st.lists(parts, max_size=4)), (6, texts), (1, junk))
+roles = one_of([*["user"] * 8, *["assistant"] * 3, "system", "developer", "tool", "function", "x", None])
+CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<image>"}'}}]
 messages = st.fixed_dictionaries(
     {"role": roles, "content": contents},
     optional={
-        "name": junk,
-        "tool_call_id": junk,
-        "tool_calls": junk
-        | st.just([{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": "<image>"}'}}]),
-        "reasoning": junk,
-        "reasoning_content": junk,
+        "name": weighted((6, texts), (1, junk)),
+        "tool_call_id": weighted((6, texts), (1, junk)),
+        "tool_calls": weighted((12, st.just(CALLS)), (1, junk)),
+        "reasoning": weighted((6, texts), (1, junk)),
     },
 )
 
@@ -90,7 +99,7 @@ def _question(*parts: Json) -> list[Json]:
 
 IMAGE = {"type": "image_url", "image_url": {"url": image_url()}}
 VIDEO = {"type": "video_url", "video_url": {"url": video_url()}}
-conversations = one_of(
+good_conversations = one_of(
     [
         _question(IMAGE),
         _question(VIDEO),
@@ -100,7 +109,8 @@ conversations = one_of(
         _question({"type": "video_url", "video_url": None, "uuid": "a"}),
         _question(),
     ]
-) | st.lists(messages, min_size=1, max_size=4)
+)
+conversations = weighted((2, good_conversations), (1, st.lists(messages, min_size=1, max_size=4)))
 
 response_parts = st.builds(
     lambda kind, url, extra: {"type": kind, "image_url": url, "video_url": url, "text": url, **extra},
@@ -141,13 +151,13 @@ anthropic_messages = st.lists(
     min_size=1,
     max_size=3,
 )
-prompts = (
-    texts
-    | one_of(["A chat. USER: Hi ASSISTANT:", "<image>", "a<video>"])
-    | st.lists(token_ids, max_size=8)
-    | st.lists(texts, max_size=3)
-    | st.lists(st.lists(token_ids, max_size=4), max_size=3)
-    | junk
+prompts = weighted(
+    (4, texts),
+    (2, one_of(["A chat. USER: Hi ASSISTANT:", "<image>", "a<video>"])),
+    (4, st.lists(token_ids, max_size=8)),
+    (2, st.lists(texts, max_size=3)),
+    (2, st.lists(st.lists(token_ids, max_size=4), max_size=3)),
+    (1, junk),
 )
 SCHEMAS = [
     {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
@@ -392,10 +402,8 @@ class Requests:
     def field(self, name: str, schema: Json, depth: int = MAX_DEPTH) -> Strategy:
         """Return values for a field, most of them of the right type."""
         if name in FIELDS:
-            other = FIELDS[name] if name in NOT_ANY else self.value(schema, depth)
-            return FIELDS[name] | FIELDS[name] | other
-        of_schema = self.value(schema, depth)
-        return of_schema | of_schema | of_schema | junk
+            return FIELDS[name] if name in NOT_ANY else weighted((5, FIELDS[name]), (1, self.value(schema, depth)))
+        return weighted((6, self.value(schema, depth)), (1, junk))
 
     def bodies(self, path: str) -> Strategy:
         """Return bodies for a path: its usual fields, and up to five others with whatever values."""
@@ -420,10 +428,11 @@ class Requests:
         return body()
 
     def requests(self) -> Strategy:
-        """Return pairs of a path and a body."""
-        return st.one_of([st.tuples(st.just(path), self.bodies(path)) for path in self.fields])
+        """Return pairs of a path and a body, more of them for what makes most of the engine."""
+        return weighted(*((WEIGHTS.get(path, 2), st.tuples(st.just(path), self.bodies(path))) for path in self.fields))
 
 
+WEIGHTS = {"/v1/chat/completions": 8, "/v1/completions": 4, "/v1/responses": 4, "/v1/messages": 4, "/v1/systemone": 1}
 # Fields whose other values make a server work for as long as they say, as they should.
 NOT_ANY = {"n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"}
 
@@ -438,7 +447,9 @@ def _base(**fields: Strategy) -> Strategy:
 
 BASES: dict[str, Strategy] = {
     "/v1/chat/completions": _base(messages=conversations, max_tokens=st.just(2)),
-    "/v1/chat/completions/batch": _base(messages=st.lists(conversations, max_size=2), max_tokens=st.just(2)),
+    "/v1/chat/completions/batch": _base(
+        messages=st.lists(conversations, min_size=1, max_size=2), max_tokens=st.just(2)
+    ),
     "/v1/completions": _base(prompt=prompts, max_tokens=st.just(2)),
     "/v1/responses": _base(input=response_input, max_output_tokens=st.just(2)),
     "/v1/messages": _base(model=st.none(), messages=anthropic_messages, max_tokens=st.just(2)),

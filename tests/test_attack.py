@@ -150,7 +150,7 @@ def schemathesis_requests(url: str) -> st.SearchStrategy[Request]:
         for mode in GenerationMode if takes_something else (GenerationMode.POSITIVE,):
             strategy = operation.as_strategy(generation_mode=mode).map(lambda case: to_request(case, model))
             strategies += [strategy] * (4 if takes_something else 1)
-    return st.one_of(strategies)
+    return st.sampled_from(strategies).flatmap(lambda strategy: strategy)
 
 
 def to_request(case: schemathesis.Case, model: str) -> Request:
@@ -176,7 +176,7 @@ def fetch(url: str) -> dict[str, Any]:
         return json.load(response)
 
 
-STRATEGIES = {"own": (own_requests, 220), "schemathesis": (schemathesis_requests, 50)}
+STRATEGIES = {"own": (own_requests, 220), "schemathesis": (schemathesis_requests, 60)}
 """How requests are made, and how many batches of them are sent in a round."""
 
 
