@@ -216,7 +216,7 @@ class DecodePool:
             self._start_spare()
             return worker.run(job, threads, self._settings)
         finally:
-            self._put_back(worker)
+            self._put_back(worker, next_turn=True)
 
     def _idle_worker(self) -> "_Worker | None":
         with self._lock:
@@ -226,12 +226,13 @@ class DecodePool:
                 worker.close()
         return None
 
-    def _put_back(self, worker: "_Worker") -> None:
+    def _put_back(self, worker: "_Worker", *, next_turn: bool) -> None:
+        """Keep a worker that is idle, for the next job or for when there is no other."""
         with self._lock:
             self._busy.discard(worker)
             keeps = worker.is_alive() and not self._closed
             if keeps:
-                self._idle.append(worker)
+                self._idle.insert(len(self._idle) if next_turn else 0, worker)
         if not keeps:
             worker.close()
 
@@ -250,7 +251,7 @@ class DecodePool:
         try:
             # If it fails, the next job that needs it says so.
             with suppress(DecoderUnavailableError):
-                self._put_back(_Worker())
+                self._put_back(_Worker(), next_turn=False)
         finally:
             self._starting = False
 
