@@ -37,7 +37,7 @@ class Request(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """An answer 5xx that is vLLM's own (seen with 0.29 and 0.32), and why it does no harm.
+    """An answer 5xx that is right, or vLLM's own (seen with 0.29 and 0.32), and why it does no harm.
 
     Attributes:
         answer: pattern of status and answer.
@@ -49,7 +49,8 @@ class Fault(NamedTuple):
     why: str
 
 
-VLLM_FAULTS = [
+KNOWN_FAULTS = [
+    Fault("^502 .*cannot be fetched", "http:", "It may be different later."),
     Fault("^501 .*does not support the structured decision API", "^/v1/systemone", "It says what is the case."),
     Fault(
         "^500 .*object has no attribute",
@@ -118,7 +119,7 @@ class Attack:
 
 def is_known(request: Request, status: int, reply: str) -> bool:
     answer, asked = f"{status} {reply}", f"{request.path} {request.body.decode(errors='replace')}"
-    return any(re.search(fault.answer, answer) and re.search(fault.request, asked) for fault in VLLM_FAULTS)
+    return any(re.search(fault.answer, answer) and re.search(fault.request, asked) for fault in KNOWN_FAULTS)
 
 
 def show(requests: list[Request]) -> str:
