@@ -60,7 +60,7 @@ def lie(file, how: str, pid_file: Path):
 
 
 def refuse_at_length(file):
-    raise MediaError("The video is \x1b[31mdull.\nForged line: " + "x" * 5000)
+    raise MediaError("The video is \x1b[31mdull.\nForged line: " + "x " * 5000)
 
 
 def kill(file):

@@ -133,13 +133,10 @@ def test_processors_are_divided_among_servers(monkeypatch):
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_small_videos_and_images_pass_large_videos(make_pool, num_workers):
     pool = make_pool(decode_workers=num_workers)
-    slow = [work_for(pool, 3, LARGE) for _ in range(4 * num_workers)]
-    slow += [work_for(pool, 3) for _ in range(4 * num_workers)]
+    slow = [work_for(pool, 10, LARGE) for _ in range(4 * num_workers)]
+    slow += [work_for(pool, 10) for _ in range(4 * num_workers)]
     wait_until(lambda: len(pool._busy) > num_workers and not pool._starting)
-    start = time.monotonic()
-    image = work_for(pool, 0, LARGE, "image")
-    image.result()
-    assert time.monotonic() - start < 2
+    work_for(pool, 0, LARGE, "image").result()
     assert sum(future.done() for future in slow) == 0
     # Large videos have all that is theirs, and small ones some.
     assert sum(future.running() for future in slow[: 4 * num_workers]) == num_workers

@@ -69,9 +69,9 @@ def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
     refused = {
         r"^Prompt 3 \('50% bad #1\?\.mp4'\): " + cannot: (llm.generate, [prompt(clip), prompt(clip), prompt(bad)]),
         r"^Prompt 1 \('50% bad #1\?\.mp4'\): Video 2: " + cannot: (llm.generate, [prompt(clip, bad), prompt(clip)]),
-        r"^Prompt 2: A video array has shape \(8, 4\)": (
+        r"^Prompt 2: A video array has shape \(8, 8, 4, 7\)": (
             llm.generate,
-            [prompt(clip), prompt(np.zeros((8, 4), np.uint8))],
+            [prompt(clip), prompt(np.zeros((8, 8, 4, 7), np.uint8))],
         ),
         r"^Prompt 2: The prompt has 1 <video> placeholder": (llm.generate, [prompt(clip), {"prompt": "<video>"}]),
         r"^Prompt 2 \('50% bad #1\?\.mp4'\): Message 1, part 1: " + cannot: (

@@ -415,7 +415,8 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
 
 def _one_line(text: str) -> str:
     """Return what may go to a client and into a log, whoever wrote it."""
-    text = " ".join(text.split())[:MAX_SENTENCE]
+    text = " ".join(text.split())
+    text = text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 3]}..."
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
