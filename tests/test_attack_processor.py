@@ -245,6 +245,14 @@ def test_edges(renderer, prompt, sentence):
             renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
 
 
+def test_a_message_without_a_role_is_refused(renderer):
+    from vllm.renderers import ChatParams, TokenizeParams
+
+    messages = [{"role": "user", "content": "Hi"}, {"type": "apply_patch_call", "status": "completed"}]
+    with pytest.raises(ValueError, match=r"^Message 2 has no role\.$"):
+        renderer.render_chat([messages], ChatParams(), TokenizeParams(MAX_MODEL_LEN))
+
+
 def test_vllm_knows_the_largest_token_id(renderer):
     assert renderer.get_tokenizer().max_token_id == VOCABULARY - 1
 

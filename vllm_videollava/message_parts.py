@@ -19,7 +19,11 @@ def check_parts(messages: Sequence[Any]) -> None:
 
     Raises:
         MediaError: a part has embeddings, or neither an address nor an id.
+        ValueError: a message has no role, as some items of /v1/responses.
     """
+    for number, message in enumerate(messages, 1):
+        if isinstance(message, dict) and "role" not in message:
+            raise ValueError(f"Message {number} has no role.")
     for message, number, part in _parts(messages):
         modality = _modality(part)
         if modality is None:
