@@ -54,7 +54,7 @@ KNOWN_FAULTS = [
     Fault("^501 .*does not support the structured decision API", "^/v1/systemone", "It says what is the case."),
     Fault(
         "^500 .*object has no attribute",
-        r"(structured_outputs|response_format|vllm_xargs|tool_choice|tools)\"|^/v1/responses",
+        r"(structured_outputs|response_format|tool_choice|tools)\"|^/v1/responses",
         "A field, or a part of an input, is taken for an object of another kind; nothing is done yet.",
     ),
     Fault(

@@ -409,6 +409,7 @@ def process(renderer, engine_input, **options):
 
 def test_what_passes_the_renderer_by_is_checked_too(renderer):
     """vLLM's endpoint /inference/v1/generate takes tensors, and their names, from clients."""
+    from vllm.exceptions import VLLMValidationError
     from vllm.inputs import mm_input
     from vllm.multimodal.inputs import MultiModalFieldElem, MultiModalKwargsItem, MultiModalKwargsItems
     from vllm.renderers import TokenizeParams
@@ -431,12 +432,12 @@ def test_what_passes_the_renderer_by_is_checked_too(renderer):
         ("pixel_values_videos", torch.zeros(8, 3, 56, 56, dtype=torch.uint8)),
         ("address", torch.zeros(1, dtype=torch.int64)),
     ):
-        with pytest.raises(ValueError, match=r"\.$"):
+        with pytest.raises(VLLMValidationError, match=r"\.$"):
             process(renderer, theirs(MultiModalKwargsItem({name: MultiModalFieldElem(data=data, field=field)})))
-    with pytest.raises(ValueError, match=r"\.$"):
+    with pytest.raises(VLLMValidationError, match=r"\.$"):
         process(renderer, theirs(None))
     deep = []
     for _ in range(1000):
         deep = [deep]
-    with pytest.raises(ValueError, match="nests lists and objects more than 100 deep"):
+    with pytest.raises(VLLMValidationError, match="nests lists and objects more than 100 deep"):
         process(renderer, theirs(item), extra_args={"kv_transfer_params": {"x": deep}})

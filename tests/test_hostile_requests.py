@@ -99,6 +99,13 @@ REFUSED_LATE = {
 
 @pytest.mark.parametrize("field", REFUSED_LATE)
 @pytest.mark.parametrize("kind", ["image", "video"])
+def test_no_field_hides_in_another(server_url):
+    status, reply = chat(server_url, text("Hi"), vllm_xargs={"kv_transfer_params": "x"})
+    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which is a field of its own.")
+    status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
+    assert status == 200, reply
+
+
 def test_a_refused_request_spoils_nothing_for_the_next(server_url, kind, field):
     seed = 1000 + list(REFUSED_LATE).index(field)
     medium = image_part(picture(seed)) if kind == "image" else video_part(encode_clip(smooth_frames(9, 48, 64, seed)))

@@ -67,6 +67,21 @@ def test_what_can_be_sent_is_fine(value):
     check_request(Request(option=value))
 
 
+@pytest.mark.parametrize("name", ["kv_transfer_params", "ec_transfer_params"])
+def test_no_field_hides_in_another(name):
+    class WithExtras(Request):
+        vllm_xargs: Any = None
+        kv_transfer_params: Any = None
+
+    for fine in (None, {}, {"a": "kv_transfer_params"}):
+        check_request(WithExtras(vllm_xargs=fine))
+    with pytest.raises(ValueError, match=rf"^The field vllm_xargs has '{name}', which is a field of its own\.$"):
+        check_request(WithExtras(vllm_xargs={"a": 1, name: "x"}))
+    # As vLLM leaves the request once it has made parameters of it.
+    own = {"a": 1}
+    check_request(WithExtras(vllm_xargs={"kv_transfer_params": own}, kv_transfer_params=own))
+
+
 def test_texts_of_messages_are_the_tokenizers_affair():
     check_request(Request(messages=[{"role": "user", "content": "a\ud800"}, {"content": [10**30]}]))
     with pytest.raises(ValueError, match=r"^The field messages nests lists and objects more than 100 deep\.$"):

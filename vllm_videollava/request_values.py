@@ -19,6 +19,9 @@ _NOT_SENT = {
     *("chat_template", "chat_template_kwargs", "media_io_kwargs", "mm_processor_kwargs"),
 }
 
+# vLLM puts these fields among the others of vllm_xargs, which has texts and numbers only.
+_TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
+
 
 def check_request(request: BaseModel) -> None:
     """Check a request as vLLM's classes have it.
@@ -26,8 +29,12 @@ def check_request(request: BaseModel) -> None:
     Raises:
         ValueError: a field is nested so deep that the engine would die of
             handing it on to its workers, or has a number or text that cannot
-            be sent.
+            be sent, or is hidden in another.
     """
+    extras = getattr(request, "vllm_xargs", None) or {}
+    for name in _TRANSFERS & extras.keys():
+        if extras[name] is not getattr(request, name, None):
+            raise ValueError(f"The field vllm_xargs has {name!r}, which is a field of its own.")
     for name, value in vars(request).items():
         check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
 
