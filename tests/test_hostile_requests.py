@@ -87,6 +87,13 @@ def test_what_cannot_be_sent_to_the_engine_is_refused(server_url, field, value, 
     assert_refused(server_url, *chat(server_url, text("Hi"), **{field: value}), sentence)
 
 
+def test_no_field_hides_in_another(server_url):
+    status, reply = chat(server_url, text("Hi"), vllm_xargs={"kv_transfer_params": "x"})
+    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which is a field of its own.")
+    status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
+    assert status == 200, reply
+
+
 REFUSED_LATE = {
     "logit_bias": {"384": 1},
     "temperature": 5,
@@ -99,13 +106,6 @@ REFUSED_LATE = {
 
 @pytest.mark.parametrize("field", REFUSED_LATE)
 @pytest.mark.parametrize("kind", ["image", "video"])
-def test_no_field_hides_in_another(server_url):
-    status, reply = chat(server_url, text("Hi"), vllm_xargs={"kv_transfer_params": "x"})
-    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which is a field of its own.")
-    status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
-    assert status == 200, reply
-
-
 def test_a_refused_request_spoils_nothing_for_the_next(server_url, kind, field):
     seed = 1000 + list(REFUSED_LATE).index(field)
     medium = image_part(picture(seed)) if kind == "image" else video_part(encode_clip(smooth_frames(9, 48, 64, seed)))
