@@ -27,7 +27,7 @@ SECONDS = 2
 def slow_clips(tmp_path_factory) -> list[Path]:
     """Clips of which all is decoded, which takes some seconds each, and no two of which are the same."""
     folder = tmp_path_factory.mktemp("slow")
-    data = repeat_picture(600)
+    data = stand_still(600)
     assert len(data) > 1 << 20
     paths = [folder / f"{number}.avi" for number in range(NUM_SLOW)]
     for path in paths:
@@ -35,16 +35,16 @@ def slow_clips(tmp_path_factory) -> list[Path]:
     return paths
 
 
-def repeat_picture(count: int) -> bytes:
-    """Encode one large picture, and put it into a clip many times; in AVI, no part of a clip is enough."""
-    source = av.open(io.BytesIO(encode_clip(smooth_frames(1, 1080, 1920), "mjpeg", "avi")))
+def stand_still(count: int) -> bytes:
+    """Encode a large picture, and repeat what says that it stays; in AVI, no part of a clip is enough."""
+    source = av.open(io.BytesIO(encode_clip(smooth_frames(1, 2160, 3840).repeat(2, axis=0), "mpeg4", "avi")))
     buffer = io.BytesIO()
     with source, av.open(buffer, "w", format="avi") as output:
         stream = output.add_stream_from_template(source.streams.video[0])
-        (picture,) = (bytes(packet) for packet in source.demux(video=0) if packet.size)
+        picture, stays = (bytes(packet) for packet in source.demux(video=0) if packet.size)
         for index in range(count):
-            packet = av.Packet(picture)
-            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, index, index, True
+            packet = av.Packet(stays if index else picture)
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, index, index, not index
             output.mux(packet)
     return buffer.getvalue()
 
