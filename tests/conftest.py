@@ -12,6 +12,8 @@ import pytest
 
 from vllm_videollava.local_server import LocalServer, local_server
 
+MAX_MODEL_LEN = 600
+"""Of `renderer`."""
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(TESTS), str(ROOT / "benchmarks"), str(ROOT / "training")]
@@ -46,6 +48,20 @@ def checkpoint(tmp_path_factory) -> Path:
     from random_checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "video-llava")
+
+
+@pytest.fixture(scope="session")
+def renderer(checkpoint):
+    """vLLM's renderer for `checkpoint`, as an engine would have it."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.plugins import load_general_plugins
+    from vllm.renderers import renderer_from_config
+
+    load_general_plugins()
+    engine_args = EngineArgs(str(checkpoint), dtype="float32", max_model_len=MAX_MODEL_LEN)
+    renderer = renderer_from_config(engine_args.create_engine_config())
+    yield renderer
+    renderer.shutdown()
 
 
 @pytest.fixture(scope="session")

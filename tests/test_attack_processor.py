@@ -8,11 +8,12 @@ import pytest
 import torch
 from attack_media import image_url, video_url
 from clips import encode_clip, moving_frames
+from conftest import MAX_MODEL_LEN
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-IMAGE_TOKENS, VIDEO_TOKENS, VOCABULARY, MAX_MODEL_LEN = 16, 136, 384, 600
+IMAGE_TOKENS, VIDEO_TOKENS, VOCABULARY = 16, 136, 384
 IMAGE_ID, VIDEO_ID = 257, 258
 MAX_SENTENCE = 600
 
@@ -25,19 +26,6 @@ attack = settings(
     suppress_health_check=list(HealthCheck),
 )
 one_of = st.sampled_from
-
-
-@pytest.fixture(scope="module")
-def renderer(checkpoint):
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.plugins import load_general_plugins
-    from vllm.renderers import renderer_from_config
-
-    load_general_plugins()
-    engine_args = EngineArgs(str(checkpoint), dtype="float32", max_model_len=MAX_MODEL_LEN)
-    renderer = renderer_from_config(engine_args.create_engine_config())
-    yield renderer
-    renderer.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +285,17 @@ def check_engine_input_is_right(engine_input) -> None:
     assert len(set(covered)) == len(covered)
 
 
+def other_fields():
+    """Ways in which pixels of several items could be put together, none of which is the model's."""
+    from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFlatField, MultiModalSharedField
+
+    return [
+        MultiModalBatchedField(keep_on_cpu=True),
+        MultiModalFlatField(slices=[slice(0, 3)]),
+        MultiModalSharedField(batch_size=1),
+    ]
+
+
 @st.composite
 def changed_engine_inputs(draw, engine_input):
     """What a broken renderer might send: what it should send, with one to three changes."""
@@ -332,7 +331,8 @@ def changed_engine_inputs(draw, engine_input):
             )
             (element,) = list(kwargs[modality][0].values())[:1] or [None]
             if element is not None:
-                elements = {name: MultiModalFieldElem(data=data, field=element.field)}
+                field = draw(one_of([*[element.field] * 9, *other_fields()]))
+                elements = {name: MultiModalFieldElem(data=data, field=field)}
                 if not draw(st.integers(0, 4)):
                     elements |= kwargs[modality][0]
                 kwargs[modality][0] = MultiModalKwargsItem(elements)
@@ -392,52 +392,10 @@ def is_right(engine_input) -> bool:
         for item in kwargs.get(modality, ()):
             if item is None or list(item) != [f"pixel_values_{modality}s"]:
                 return False
-            data = next(iter(item.values())).data
+            (element,) = item.values()
+            data = element.data
             if not isinstance(data, torch.Tensor) or data.dtype != torch.uint8 or data.shape != shape:
                 return False
+            if element.field in other_fields():
+                return False
     return True
-
-
-def process(renderer, engine_input, **options):
-    """As vLLM's engine clients do with what any endpoint has made."""
-    from vllm import SamplingParams
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    processor = InputProcessor(renderer.config, renderer)
-    return processor.process_inputs("id", engine_input, SamplingParams(max_tokens=1, **options), ("generate",))
-
-
-def test_what_passes_the_renderer_by_is_checked_too(renderer):
-    """vLLM's endpoint /inference/v1/generate takes tensors, and their names, from clients."""
-    from vllm.exceptions import VLLMValidationError
-    from vllm.inputs import mm_input
-    from vllm.multimodal.inputs import MultiModalFieldElem, MultiModalKwargsItem, MultiModalKwargsItems
-    from vllm.renderers import TokenizeParams
-
-    prompt = {"prompt_token_ids": [1, 257, 6], "multi_modal_data": {"image": GOOD["image"][0]}}
-    (ours,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
-    (own_hash,) = ours["mm_hashes"]["image"]
-    assert process(renderer, ours).mm_features[0].identifier == own_hash
-
-    def theirs(item) -> dict:
-        items = MultiModalKwargsItems({"image": [item]})
-        return mm_input(ours["prompt_token_ids"], items, {"image": [own_hash]}, ours["mm_placeholders"])
-
-    (item,) = ours["mm_kwargs"]["image"]
-    assert process(renderer, theirs(item)).mm_features[0].identifier == f"image-other-{own_hash}"
-    field = item["pixel_values_images"].field
-    for name, data in (
-        ("pixel_values_images", torch.zeros(3, 112, 112, dtype=torch.uint8)),
-        ("pixel_values_images", torch.zeros(3, 56, 56)),
-        ("pixel_values_videos", torch.zeros(8, 3, 56, 56, dtype=torch.uint8)),
-        ("address", torch.zeros(1, dtype=torch.int64)),
-    ):
-        with pytest.raises(VLLMValidationError, match=r"\.$"):
-            process(renderer, theirs(MultiModalKwargsItem({name: MultiModalFieldElem(data=data, field=field)})))
-    with pytest.raises(VLLMValidationError, match=r"\.$"):
-        process(renderer, theirs(None))
-    deep = []
-    for _ in range(1000):
-        deep = [deep]
-    with pytest.raises(VLLMValidationError, match="nests lists and objects more than 100 deep"):
-        process(renderer, theirs(item), extra_args={"kv_transfer_params": {"x": deep}})

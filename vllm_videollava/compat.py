@@ -88,12 +88,16 @@ def current_prompt() -> tuple[int, int] | None:
     return len(frame.f_locals["added_request_ids"]) + 1, len(frame.f_locals["params"])
 
 
-def check_all_engine_inputs(renderer_class: type) -> None:
-    """Have renderers of a class check, by `check_other_input`, whatever is about to leave for the engine.
+def check_all_engine_requests(renderer_class: type) -> None:
+    """Have renderers of a class check all that vLLM is about to send to the engine.
 
-    Not all of vLLM's endpoints (0.29 to 0.33) ask the renderer for what they
-    give to the engine: /inference/v1/generate takes tensors from clients, in
-    0.29 and 0.30 without a flag. To go when that endpoint asks the model.
+    `check_other_input` gets a prompt as an endpoint has made it, and
+    `check_engine_request` the request that vLLM makes of it.
+
+    vLLM (0.29 to 0.33) checks neither: /inference/v1/generate takes tensors
+    from clients, in 0.29 and 0.30 without a flag, and tools and a reasoning
+    parser add to the options after a renderer is asked. To go when an engine
+    survives what it cannot use.
     """
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -102,9 +106,12 @@ def check_all_engine_inputs(renderer_class: type) -> None:
         return
 
     @functools.wraps(process_inputs)
-    def check_and_process_inputs(self, request_id, prompt, params, *args, **kwargs):
-        if isinstance(self.renderer, renderer_class):
-            self.renderer.check_other_input(prompt, params)
-        return process_inputs(self, request_id, prompt, params, *args, **kwargs)
+    def check_and_process_inputs(self, request_id, prompt, *args, **kwargs):
+        if not isinstance(self.renderer, renderer_class):
+            return process_inputs(self, request_id, prompt, *args, **kwargs)
+        self.renderer.check_other_input(prompt)
+        request = process_inputs(self, request_id, prompt, *args, **kwargs)
+        self.renderer.check_engine_request(request)
+        return request
 
     InputProcessor.process_inputs = check_and_process_inputs

@@ -3,10 +3,23 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
+from vllm import SamplingParams, envs
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalKwargsItem
+from vllm.utils import length_from_prompt_token_ids_or_embeds
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.config import VideoLlavaConfig
-from vllm_videollava.request_values import check_text
+from vllm_videollava.request_values import check_text, check_value
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+# Of a request for the engine: what `check_engine_input` has checked.
+_CHECKED = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
 
 
 def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
@@ -26,6 +39,57 @@ def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
     if engine_input["type"] == "multimodal":
         _check_media(engine_input, len(token_ids), config, shares_memory)
+
+
+def hash_pixels(items: Mapping[str, Sequence[MultiModalKwargsItem]], algorithm: str) -> dict[str, list[str]]:
+    """Return hashes by modality for items that have passed `check_engine_input`; `algorithm` is one of vLLM's."""
+    return {
+        modality: [f"{modality}-{MultiModalHasher.hash_kwargs(algorithm, **item.get_data())}" for item in own_items]
+        for modality, own_items in items.items()
+    }
+
+
+def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
+    """Check the options that go with a prompt, as vLLM sends them to the engine.
+
+    Args:
+        runs_v2: whether the engine has vLLM's second model runner, whose limits nobody else checks before its
+            processes die of them; the first one gives every answer of a step the log-probabilities of
+            `logprob_token_ids`, whoever has asked for them.
+
+    Raises:
+        ValueError: an option cannot be sent, or the engine cannot do as it says.
+    """
+    options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED}
+    if (params := options.pop("sampling_params")) is not None:
+        options |= msgspec.structs.asdict(params)
+    for name, value in options.items():
+        check_value(f"The field {name}", value)
+    for feature in request.mm_features or ():
+        check_text("The hash of an image or a video", feature.identifier)
+    if params is not None and runs_v2:
+        prompt_length = length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds)
+        _check_limits(params, prompt_length)
+    elif params is not None and params.logprob_token_ids:
+        raise ValueError(
+            "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which this server does not use."
+        )
+
+
+def _check_limits(params: SamplingParams, prompt_length: int) -> None:
+    """Check what vLLM's second model runner has room for in each request."""
+    num_stop_ids = len(params.all_stop_token_ids) if params.min_tokens else 0
+    bad_words = params.bad_words_token_ids or ()
+    for subject, number, limit in (
+        ("allowed_token_ids has {} ids", len(params.allowed_token_ids or ()), runner_v2.MAX_NUM_ALLOWED_TOKEN_IDS),
+        ("logit_bias has {} ids", len(params.logit_bias or ()), runner_v2.MAX_NUM_LOGIT_BIAS_TOKENS),
+        ("With min_tokens, the answer has {} stop tokens", num_stop_ids, runner_v2.MAX_NUM_STOP_TOKEN_IDS),
+        ("bad_words has {} tokens", sum(map(len, bad_words)), envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS),
+        ("Prompt and max_tokens are {} tokens", prompt_length + (params.max_tokens or 0), INT32_MAX),
+        ("seed is {}", params.seed or 0, INT64_MAX),
+    ):
+        if number > limit:
+            raise ValueError(f"{subject.format(number)}; vLLM's model runner takes at most {limit}.")
 
 
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
@@ -73,9 +137,11 @@ def _check_media(
 
 
 def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape: tuple[int, ...]) -> None:
-    data = {key: element.data for key, element in (item or {}).items()}
-    pixels = data.get(name)
-    if len(data) != 1 or not isinstance(pixels, torch.Tensor):
+    element = (item or {}).get(name)
+    pixels = element.data if element else None
+    if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
         raise ValueError(f"An item of modality {modality!r} has something else than its pixels.")
     if pixels.dtype != torch.uint8 or pixels.shape != shape:
-        raise ValueError(f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not {list(shape)}.")
+        raise ValueError(
+            f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not torch.uint8 {list(shape)}."
+        )

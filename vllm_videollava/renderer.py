@@ -1,16 +1,17 @@
 """vLLM's renderer for this model: llava_v1 by default, and nothing reaches the engine unchecked."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import api_process_count, check_all_engine_inputs, current_requests
+from vllm_videollava.compat import api_process_count, check_all_engine_requests, current_requests
 from vllm_videollava.decode_pool import shared_pool
-from vllm_videollava.engine_gate import check_engine_input
+from vllm_videollava.engine_gate import check_engine_input, check_engine_request, hash_pixels
 from vllm_videollava.lengths import PromptLengths, check_length
 from vllm_videollava.media_connector import add_engine, media_become, remove_engine
 from vllm_videollava.media_io import check_decoding
@@ -19,11 +20,11 @@ from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.request_options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
-from vllm_videollava.request_values import check_request, check_value
+from vllm_videollava.request_values import check_request
 from vllm_videollava.tokenizer import limit_token_ids
 
 CHECKED = "video_llava_checked"
-"""Marks what this renderer gives to the engine."""
+"""Marks the images and videos that this renderer gives to the engine."""
 
 
 class VideoLlavaRenderer(HfRenderer):
@@ -37,7 +38,8 @@ class VideoLlavaRenderer(HfRenderer):
         super().__init__(config, tokenizer)
         self._hf_config = config.model_config.hf_config
         self._mm_config = config.model_config.multimodal_config
-        check_all_engine_inputs(VideoLlavaRenderer)
+        self._runs_v2 = config.use_v2_model_runner
+        check_all_engine_requests(VideoLlavaRenderer)
         add_engine(self._mm_config.media_io_kwargs, self._hf_config.pixel_format)
         limit_token_ids(self.get_tokenizer(), self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
@@ -119,28 +121,45 @@ class VideoLlavaRenderer(HfRenderer):
     def _checked(self, engine_input):
         shares_memory = self._mm_config.mm_processor_cache_type == "shm"
         check_engine_input(engine_input, self._hf_config, shares_memory=shares_memory)
-        engine_input[CHECKED] = True
+        if engine_input["type"] == "multimodal":
+            # On what a beam search hands on, too.
+            setattr(engine_input["mm_kwargs"], CHECKED, True)
         return engine_input
 
-    def check_other_input(self, engine_input, params) -> None:
+    def check_other_input(self, engine_input) -> None:
         """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
 
-        Its items keep their own place in the engine's cache, since a client has named them.
+        Its items are called by their pixels, since a client has named them.
 
         Raises:
             VLLMValidationError: it cannot be given to the engine. Any other error would be answered 500 from here on.
         """
-        if not isinstance(engine_input, dict) or "type" not in engine_input or CHECKED in engine_input:
+        if not isinstance(engine_input, dict) or "type" not in engine_input:
             return
-        try:
-            check_value("The request", params)
+        if hasattr(engine_input.get("mm_kwargs"), CHECKED):
+            return
+        with _raising_vllm_errors():
             check_engine_input(engine_input, self._hf_config, shares_memory=False)
-        except ValueError as error:
-            raise VLLMValidationError(str(error)) from error
-        if hashes := engine_input.get("mm_hashes"):
-            engine_input["mm_hashes"] = {
-                modality: [f"{modality}-other-{name}" for name in names] for modality, names in hashes.items()
-            }
+        if engine_input["type"] == "multimodal":
+            algorithm = self._mm_config.mm_hasher_algorithm
+            engine_input["mm_hashes"] = hash_pixels(engine_input["mm_kwargs"], algorithm)
+
+    def check_engine_request(self, request) -> None:
+        """Check what is about to be sent to the engine.
+
+        Raises:
+            VLLMValidationError: an option cannot be sent, or the engine cannot do as it says.
+        """
+        with _raising_vllm_errors():
+            check_engine_request(request, runs_v2=self._runs_v2)
+
+
+@contextmanager
+def _raising_vllm_errors() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise VLLMValidationError(str(error)) from error
 
 
 def _check_requests() -> None:

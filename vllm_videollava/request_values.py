@@ -16,7 +16,7 @@ MAX_NESTING = 100
 # Fields that become token ids or have checks of their own; the others go to the engine with the sampling parameters.
 _NOT_SENT = {
     *("messages", "prompt", "input", "query", "items", "system", "instructions", "tools", "documents"),
-    *("chat_template", "chat_template_kwargs", "media_io_kwargs", "mm_processor_kwargs"),
+    *("chat_template", "media_io_kwargs", "mm_processor_kwargs"),
 }
 
 # vLLM puts these fields among the others of vllm_xargs, which has texts and numbers only.
