@@ -36,7 +36,7 @@ WAITING_FACTOR = 4
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
 MAX_SENTENCE = 500
-ENDING = "Nothing is decoded any more, because the server is shutting down."
+ENDING = "Nothing is decoded any more, because the engine is shutting down."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 """What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
 
@@ -85,7 +85,8 @@ class DecodePool:
 
     As many large videos are decoded at once as there are processors (or
     `decode_workers`); a quarter as many small videos, and again as many
-    images, never wait for them.
+    images, never wait for them. Nor are large videos held up for good: one of
+    them is decoded at any time that some wait.
     """
 
     def __init__(self, settings: Settings, num_sharers: int = 1) -> None:
@@ -167,12 +168,15 @@ class DecodePool:
                 self._queued[lane] = deque(job for job in jobs if job.future is not future)
 
     def _take(self) -> Job | None:
-        """Take the next job that may run, from the fastest lane first."""
+        """Take the next job that may run, from a lane of which none runs, or else from the fastest."""
         while True:
             with self._lock:
-                job = next((self._queued[lane].popleft() for lane in reversed(Lane) if self._may_run(lane)), None)
-                if job is None:
+                lanes = [lane for lane in Lane if self._may_run(lane)]
+                if not lanes:
                     return None
+                running = {job.lane for job in self._running}
+                lane = next((lane for lane in lanes if lane not in running), lanes[-1])
+                job = self._queued[lane].popleft()
                 self._running.add(job)
             if job.future.set_running_or_notify_cancel():
                 return job
@@ -209,12 +213,15 @@ class DecodePool:
         worker = self._idle_worker() or _Worker()
         with self._lock:
             self._busy.add(worker)
-            dropped, threads = job in self._dropped, self._threads() if job.threaded else 1
+            dropped, most_threads = job in self._dropped, min(MAX_THREADS, self._num_cores) if job.threaded else 1
+            # One clip has all cores, and many share them.
+            threads = max(1, min(most_threads, self._num_cores // len(self._running)))
         try:
             if dropped:
                 raise DecoderUnavailableError(ENDING)
             self._start_spare()
-            return worker.run(job, threads, self._settings)
+            # Whether a clip is refused must not depend on how many others there are.
+            return worker.run(job, threads, self._settings.decode_seconds * most_threads, self._settings)
         finally:
             self._put_back(worker, next_turn=True)
 
@@ -254,10 +261,6 @@ class DecodePool:
                 self._put_back(_Worker(), next_turn=False)
         finally:
             self._starting = False
-
-    def _threads(self) -> int:
-        """Return how many threads a decoder may use now, so that one clip has all cores and many share them."""
-        return max(1, min(MAX_THREADS, self._num_cores // len(self._running)))
 
 
 class _Worker:
@@ -301,8 +304,11 @@ class _Worker:
         self.kill()
         self._socket.close()
 
-    def run(self, job: Job, threads: int, settings: Settings) -> np.ndarray:
+    def run(self, job: Job, threads: int, seconds_of_work: float, settings: Settings) -> np.ndarray:
         """Decode a medium; the worker lives on only if it answers as it should.
+
+        Args:
+            seconds_of_work: processor time that the decoder may take.
 
         Raises:
             MediaError: the medium cannot be decoded, or not within the settings.
@@ -311,14 +317,18 @@ class _Worker:
         outcome, result, array, exit_code = Outcome.CRASHED, None, None, None
         seconds = settings.decode_seconds * WAITING_FACTOR
         try:
-            self._send(job, threads, seconds, settings)
+            arguments = {**job.arguments, "threads": threads} if job.threaded else job.arguments
+            memory_bytes = settings.decode_memory_mb << 20
+            self._send(Request(job.function, arguments, seconds_of_work, seconds, memory_bytes), job.data)
             self._socket.settimeout(seconds + SECONDS_OF_GRACE)
             outcome, result, descriptors = self._receive()
-            if outcome == Outcome.ANSWERED:
-                array = _read_array(descriptors, result, job.shape)
+            with ExitStack() as closing:
+                for descriptor in descriptors:
+                    closing.callback(os.close, descriptor)
+                if outcome == Outcome.ANSWERED:
+                    array = _read_array(descriptors, result, job.shape)
             if outcome == Outcome.ANSWERED and array is None:
                 outcome = Outcome.CRASHED
-            _close(descriptors)
         except ConnectionError:
             pass
         except OSError as error:
@@ -332,14 +342,11 @@ class _Worker:
             raise _error(job, outcome, result, exit_code, settings)
         return array
 
-    def _send(self, job: Job, threads: int, seconds: float, settings: Settings) -> None:
-        arguments = {**job.arguments, "threads": threads} if job.threaded else job.arguments
-        seconds_of_work = settings.decode_seconds * threads
-        request = Request(job.function, arguments, seconds_of_work, seconds, settings.decode_memory_mb << 20)
+    def _send(self, request: Request, data: bytes) -> None:
         with open(os.memfd_create("medium"), "wb", buffering=0) as file:
             written = 0
-            while written < len(job.data):
-                written += file.write(memoryview(job.data)[written:])
+            while written < len(data):
+                written += file.write(memoryview(data)[written:])
             file.seek(0)
             socket.send_fds(self._socket, [pickle.dumps(tuple(request))], [file.fileno()])
 
