@@ -1,7 +1,9 @@
 """Clips and images for the tests, made from numbers, in every container and codec."""
 
 import io
-from contextlib import suppress
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 
 import av
@@ -62,7 +64,7 @@ def encode_clip(
 ) -> bytes:
     """Encode frames, uint8 `[N, H, W, 3]`, at 10 frames a second, or at `times` in tenths of a second."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container) as output:
+    with _keep_priority(), av.open(buffer, "w", format=container) as output:
         stream = output.add_stream(codec, rate=10, options=options or {})
         stream.height, stream.width = frames.shape[1:3]
         odd = frames.shape[1] % 2 or frames.shape[2] % 2
@@ -73,6 +75,16 @@ def encode_clip(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
+
+
+@contextmanager
+def _keep_priority() -> Iterator[None]:
+    """Stay a usual process; SVT-AV1 gives root's real-time priority, which servers that a test starts would inherit."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def encode_as(name: str, frames: np.ndarray, **kwargs) -> bytes:

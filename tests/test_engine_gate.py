@@ -169,7 +169,7 @@ def test_deep_options_are_refused(renderer, ours):
         deep = {"a": deep}
     with pytest.raises(VLLMValidationError, match=r"nests|nested too deeply"):
         process(renderer, ours, structured_outputs=StructuredOutputsParams(json=deep))
-    with pytest.raises(VLLMValidationError, match=r"^The field extra_args nests .* deep\.$"):
+    with pytest.raises(VLLMValidationError, match=r"^The field kv_transfer_params nests .* deep\.$"):
         process(renderer, ours, extra_args={"kv_transfer_params": {"x": deep}})
 
 

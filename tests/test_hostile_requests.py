@@ -75,6 +75,10 @@ UNSENDABLE = {
     ),
     "stop": (["a", "\ud800"], r"The field stop has '\ud800', which is not valid Unicode."),
     "request_id": ("\udfff", r"The field request_id has '\udfff', which is not valid Unicode."),
+    "chat_template_kwargs": (
+        {"x": 2**70},
+        "The field chat_template_kwargs has 1180591620717411303424; whole numbers of 64 bits are supported.",
+    ),
     "kv_transfer_params": (
         {"a": [{"\ud800": 1}]},
         r"The field kv_transfer_params has '\ud800', which is not valid Unicode.",
@@ -120,8 +124,15 @@ def test_ids_beyond_the_vocabulary_are_refused_in_scoring(server_url):
     for query in ([384], [5, 384], [385], [2**31]):
         body = {"query": query, "items": [[5]], "label_token_ids": [6]}
         assert requests.post(f"{server_url}/generative_scoring", json=body).status_code == 400
-    status, reply = post(server_url, "/generative_scoring", query=[383], items=[[5]], label_token_ids=[6])
-    assert status == 200, reply
+
+
+def test_scoring_is_refused_beside_others_answers(server_url):
+    # vLLM's first model runner, which the CPU has, would give its log-probabilities to them.
+    scoring = {"query": [383], "items": [[5]], "label_token_ids": [6]}
+    sentence = "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which this server does not use."
+    assert_refused(server_url, *post(server_url, "/generative_scoring", **scoring), sentence)
+    status, reply = chat(server_url, text("Hi"), logprobs=True, logprob_token_ids=[7], max_tokens=1)
+    assert_refused(server_url, status, reply, sentence)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
     options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED}
     if (params := options.pop("sampling_params")) is not None:
         options |= msgspec.structs.asdict(params)
+        options |= options.pop("extra_args") or {}
     for name, value in options.items():
         check_value(f"The field {name}", value)
     for feature in request.mm_features or ():
