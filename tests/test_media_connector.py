@@ -148,6 +148,14 @@ def test_bad_urls(connector, kind, bad, tmp_path):
     assert str(tmp_path) not in str(error.value)
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize("url", [5, None, {"url": "data:,"}, ["data:,"], True])
+def test_what_is_no_address(connector, kind, url):
+    """vLLM's endpoint /inference/v1/generate passes on whatever a client puts there."""
+    with pytest.raises(MediaError, match=rf"^The {kind} has no address\.$"):
+        fetch(connector, kind, url)
+
+
 def test_a_sequence_of_pictures_of_any_mode_is_a_clip(connector):
     pictures = []
     for index, frame in enumerate(moving_frames(20, 48, 48)):

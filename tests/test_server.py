@@ -108,7 +108,9 @@ def test_padding_is_an_option(server_url, media):
     _, padded = chat(server_url, image, text("What?"), logprobs=True, mm_processor_kwargs={"image_aspect_ratio": "pad"})
     assert cropped["choices"][0]["logprobs"] != padded["choices"][0]["logprobs"]
     status, reply = chat(server_url, image, text("What?"), mm_processor_kwargs={"image_aspect_ratio": "fill"})
-    assert_refused(server_url, status, reply, "image_aspect_ratio is 'fill'; 'pad' and null are supported.")
+    assert_refused(
+        server_url, status, reply, "mm_processor_kwargs.image_aspect_ratio is 'fill'; 'pad' and null are supported."
+    )
 
 
 STRANGE = [

@@ -88,6 +88,27 @@ def current_prompt() -> tuple[int, int] | None:
     return len(frame.f_locals["added_request_ids"]) + 1, len(frame.f_locals["params"])
 
 
+class TruncatingRenderer:
+    """Lets a renderer wrap, in `truncating`, how vLLM cuts prompts whose images and videos have taken their tokens.
+
+    vLLM (0.31 to 0.33) has no public method for that. To go when it has one.
+    """
+
+    def _truncate_expanded_prompt(self, engine_input, params) -> None:
+        with self.truncating(params):
+            super()._truncate_expanded_prompt(engine_input, params)
+
+
+class VideosByIdParser:
+    """Lets an id alone stand for a video that vLLM's cache has; vLLM 0.29 and 0.30 know this of images only.
+
+    To go with them.
+    """
+
+    def _get_video_with_metadata(self, video):
+        return (None, None) if video is None else super()._get_video_with_metadata(video)
+
+
 def check_all_engine_requests(renderer_class: type) -> None:
     """Have renderers of a class check all that vLLM is about to send to the engine.
 

@@ -14,7 +14,7 @@ class Settings:
     Attributes:
         decoder: what decodes videos, pyav or decord.
         decode_workers: large videos that are decoded at the same time; 0 means one for each processor.
-        decode_seconds: seconds of work that decoding one image or video may take, times its threads.
+        decode_seconds: seconds that decoding one image may take, or one video on all processors (8 at most).
         decode_memory_mb: MiB of memory that decoding one image or video may take.
         decoded_cache_mb: MiB of decoded videos that are kept for the next request; 0 means none.
         max_media_mb: MiB of the largest file, base64 decoded.

@@ -88,7 +88,9 @@ def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError 
     return None
 
 
-def _check_url(kind: str, url: str) -> None:
+def _check_url(kind: str, url: object) -> None:
+    if not isinstance(url, str):
+        raise MediaError(f"The {kind} has no address.")
     scheme = _scheme(url)
     if scheme not in ("http", "https", "data", "file"):
         raise MediaError(

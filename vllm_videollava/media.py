@@ -15,6 +15,7 @@ from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
 from vllm_videollava import rgb
+from vllm_videollava.compat import VideosByIdParser
 from vllm_videollava.errors import MediaError, check_sides
 from vllm_videollava.frames import sample_array, sample_indices
 from vllm_videollava.media_io import MediaDecoder, MediaFile, MediaFileIO
@@ -33,7 +34,7 @@ _SUPPORTED = {
 }
 
 
-class VideoLlavaDataParser(MultiModalDataParser):
+class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
     """Also takes paths, and what other libraries decode to; keeps vLLM from blending transparent images with white.
 
     Args:
@@ -66,10 +67,6 @@ class VideoLlavaDataParser(MultiModalDataParser):
         if (videos := mm_data.get("video")) is not None:
             mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
         return super().parse_mm_data(mm_data)
-
-    def _get_video_with_metadata(self, video):
-        # Where an id stands for it; vLLM 0.29 and 0.30 know this of images only.
-        return (None, None) if video is None else super()._get_video_with_metadata(video)
 
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
         file = _read_file(kind, path)

@@ -9,7 +9,12 @@ from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 from vllm.renderers.hf import HfRenderer
 
-from vllm_videollava.compat import api_process_count, check_all_engine_requests, current_requests
+from vllm_videollava.compat import (
+    TruncatingRenderer,
+    api_process_count,
+    check_all_engine_requests,
+    current_requests,
+)
 from vllm_videollava.decode_pool import shared_pool
 from vllm_videollava.engine_gate import check_engine_input, check_engine_request, hash_pixels
 from vllm_videollava.lengths import PromptLengths, check_length
@@ -27,7 +32,7 @@ CHECKED = "video_llava_checked"
 """Marks the images and videos that this renderer gives to the engine."""
 
 
-class VideoLlavaRenderer(HfRenderer):
+class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
     """Renders and tokenises requests; prompts with media are checked by the multimodal processor.
 
     Raises:
@@ -88,10 +93,8 @@ class VideoLlavaRenderer(HfRenderer):
         with self._lengths.checked(prompt, params) as check:
             return check(await super().tokenize_prompt_async(prompt, params))
 
-    def _truncate_expanded_prompt(self, engine_input, params) -> None:
-        # vLLM calls this, from 0.31 on, once images and videos have taken their tokens.
-        with self._lengths.truncating(params):
-            super()._truncate_expanded_prompt(engine_input, params)
+    def truncating(self, params):
+        return self._lengths.truncating(params)
 
     def process_for_engine(self, prompt, *args, **kwargs):
         self._check_prompt(prompt)

@@ -76,11 +76,14 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
     options = _mapping("mm_processor_kwargs", kwargs, _PROCESSOR_OPTIONS)
     for name, value in options.items():
         if not _is_one_of(value, (_PROCESSOR_OPTIONS[name],)):
-            raise ValueError(f"{name} is {shorten(value)}; {_PROCESSOR_OPTIONS[name]!r} and null are supported.")
+            supported = f"{_PROCESSOR_OPTIONS[name]!r} and null are supported"
+            raise ValueError(f"mm_processor_kwargs.{name} is {shorten(value)}; {supported}.")
 
 
 def shorten(value: object) -> str:
     """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
+    if not isinstance(value, (Number, str, Mapping, list, tuple, type(None))):
+        return f"an object of type {type(value).__name__!r}"
     try:
         return _SHORT.repr(value)
     except ValueError:
