@@ -53,7 +53,7 @@ KNOWN_FAULTS = [
     Fault("^502 .*cannot be fetched", "http:", "It may be different later."),
     Fault("^501 .*does not support the structured decision API", "^/v1/systemone", "It says what is the case."),
     Fault(
-        "^500 .*object has no attribute",
+        '^500 .*(object has no attribute|"message":"\'function\'")',
         r"(structured_outputs|response_format|tool_choice|tools)\"|^/v1/responses",
         "A field, or a part of an input, is taken for an object of another kind; nothing is done yet.",
     ),

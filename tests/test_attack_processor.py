@@ -203,11 +203,11 @@ EDGES = {
     "no ids": ({"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": None}}, None),
     "sound": (
         {"multi_modal_data": {"audio": [0.5]}},
-        "The model takes images and videos, but the request has 'audio'.",
+        "The request has media of the kind 'audio'; 'image' and 'video' are supported.",
     ),
     "chunk": (
         {"multi_modal_data": {"vision_chunk": 1}},
-        "takes images and videos, but the request has 'vision_chunk'.",
+        "media of the kind 'vision_chunk'; 'image' and 'video' are supported.",
     ),
     "image id": (
         {"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": ["a\ud800"]}},
@@ -215,7 +215,7 @@ EDGES = {
     ),
     "salt": ({"cache_salt": "\udc00"}, r"The field cache_salt has '\udc00', which is not valid Unicode."),
     "no width": ({"multi_modal_data": {"image": [Image.new("RGB", (0, 5))]}}, "An image of 0x5 pixels is empty."),
-    "id": ({"prompt_token_ids": [5, 384]}, "The prompt has token ids that the model does not; they go from 0 to 383."),
+    "id": ({"prompt_token_ids": [5, 384]}, "The prompt has the token id 384; the model's go from 0 to 383."),
 }
 
 

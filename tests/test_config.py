@@ -110,13 +110,16 @@ REFUSED = {
     "projector of no layers": ({"mm_projector_type": "mlp0x_gelu"}, "mm_projector_type is 'mlp0x_gelu'"),
     "start and end tokens": ({"mm_use_im_start_end": True}, "mm_use_im_start_end is true; only"),
     "unreadable tower": ({"mm_video_tower": "MCG/videomae"}, "mm_video_tower is 'MCG/videomae', whose config.json"),
-    "no image tower": ({"mm_image_tower": None}, "mm_image_tower is None; the name of"),
-    "no video tower": ({"mm_video_tower": None}, "mm_video_tower is None; the name of"),
+    "no image tower": ({"mm_image_tower": None}, "mm_image_tower is null or missing; the name of"),
+    "no video tower": ({"mm_video_tower": None}, "mm_video_tower is null or missing; the name of"),
     "select feature": ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'; 'patch'"),
-    "projector that is no name": ({"mm_projector_type": None}, "mm_projector_type is None; 'linear'"),
-    "layer that is not there": ({"mm_vision_select_layer": -30}, "mm_vision_select_layer is -30; the number"),
-    "layer that is no number": ({"mm_vision_select_layer": "x"}, "mm_vision_select_layer is 'x'; the number"),
-    "sizes that differ": ({"mm_hidden_size": 32}, "mm_hidden_size is 32, but the image tower has 64"),
+    "projector that is no name": ({"mm_projector_type": None}, "mm_projector_type is null or missing; 'linear'"),
+    "layer that is not there": ({"mm_vision_select_layer": -30}, "mm_vision_select_layer is -30; whole numbers from -"),
+    "layer that is no number": ({"mm_vision_select_layer": "x"}, "mm_vision_select_layer is 'x'; whole numbers from -"),
+    "sizes that differ": (
+        {"mm_hidden_size": 32},
+        "mm_hidden_size is 32, the image tower has 64 features and the video tower 64; they",
+    ),
 }
 
 
@@ -129,7 +132,7 @@ def test_what_cannot_be_served_is_refused(folder, values, message):
 
 def test_a_tower_that_is_no_languagebind_tower_is_refused(folder, tmp_path):
     CLIPVisionConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(ValueError, match="a 'clip_vision_model' model; only LanguageBind towers are supported"):
+    with pytest.raises(ValueError, match=r"LanguageBind tower: its model_type is 'clip_vision_model'\.$"):
         AutoConfig.from_pretrained(change_config(folder, mm_video_tower=str(tmp_path / "clip")))
 
 

@@ -70,7 +70,7 @@ NOT_BASE64 = {
 
 @pytest.mark.parametrize("name", NOT_BASE64)
 def test_data_urls_that_are_not_base64(name):
-    with pytest.raises(MediaError, match=r"^The data URL does not say ;base64 before its data, .* write data:"):
+    with pytest.raises(MediaError, match=r"^The data URL does not have ;base64 right before its comma, .* write data:"):
         split_data_url(NOT_BASE64[name])
 
 
@@ -154,10 +154,10 @@ BAD_BASE64 = {
     "half an escape": ("AAAA%2", "a % without two hexadecimal digits"),
     "a wrong escape": ("AAAA%2xAA", "a % without two hexadecimal digits"),
     "printed bytes": (repr(GOOD.encode()), "it begins with b and a quotation mark"),
-    "two texts": (f"{base64.b64encode(b'a').decode()}AAAA", r"padding (=) follows its first 2 characters, but is not"),
-    "two texts percent-encoded": ("YQ%3D%3DAAAA", r"padding (=) follows its first 2 characters, but is not"),
-    "one character": ("A", "no data has 1 characters"),
-    "cut off": (GOOD[:401], "no data has 401 characters in base64, so at least one is missing"),
+    "two texts": (f"{base64.b64encode(b'a').decode()}AAAA", "it has padding (=) before its end"),
+    "two texts percent-encoded": ("YQ%3D%3DAAAA", "it has padding (=) before its end"),
+    "one character": ("A", "its length without white space and padding is 1, which no data has; it may be cut off"),
+    "cut off": (GOOD[:401], "its length without white space and padding is 401, which no data has; it may be cut off"),
     "decoded as a form": (urllib.parse.unquote_plus(GOOD), "spaces instead of plus signs; in a URL or a form, "),
     "hexadecimal in a data URL in a data URL": ("data:video/mp4;base64,data:,A", "its character 5 is ':'"),
 }
@@ -177,7 +177,7 @@ def test_bad_base64_is_refused(name, kind):
 
 
 def test_a_data_url_in_the_data_that_is_not_base64():
-    with pytest.raises(MediaError, match=r"^The data URL does not say ;base64"):
+    with pytest.raises(MediaError, match=r"^The data URL does not have ;base64"):
         decode_base64("video", "data:video/mp4,AAAA")
 
 

@@ -19,7 +19,7 @@ decord = pytest.importorskip("decord")
 # In others it goes to the neighbourhood of a frame and takes another one.
 EQUAL = {"H.264", "H.264, closed groups", "VP9", "VP8", "AV1", "Motion JPEG", "Flash", "GIF", "WebP"}
 UNREADABLE = {"H.264, no container"}
-REFUSAL = r"^The video cannot be decoded with decord, which this server uses; try another format or size, for example "
+REFUSAL = r"^The video cannot be decoded with decord \(VIDEO_LLAVA_DECODER\); try another format or size, for example "
 
 
 def decode(data: bytes, num_frames: int = 8, decoder: str = "decord", threads: int = 1, **settings: int) -> np.ndarray:

@@ -66,12 +66,12 @@ def from_client(ours, data=None, name="pixel_values_images", field=None, called=
         (
             torch.zeros(8, 3, 56, 56, dtype=torch.uint8),
             "pixel_values_videos",
-            "An item of modality 'image' has something else than its pixels.",
+            "An item of modality 'image' has something other than its pixels.",
         ),
         (
             torch.zeros(1, dtype=torch.int64),
             "address",
-            "An item of modality 'image' has something else than its pixels.",
+            "An item of modality 'image' has something other than its pixels.",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def test_tensors_of_clients_are_put_together_as_the_models(renderer, ours, kind)
         "flat": MultiModalFlatField(slices=[slice(0, 3)]),
         "shared": MultiModalSharedField(batch_size=1),
     }[kind]
-    with refused("An item of modality 'image' has something else than its pixels."):
+    with refused("An item of modality 'image' has something other than its pixels."):
         process(renderer, from_client(ours, field=field))
 
 
@@ -98,7 +98,7 @@ def test_an_item_without_pixels_is_refused(renderer, ours):
     from vllm.multimodal.inputs import MultiModalKwargsItems
 
     items = MultiModalKwargsItems({"image": [None]})
-    with refused("An item of modality 'image' has something else than its pixels."):
+    with refused("An item of modality 'image' has something other than its pixels."):
         process(renderer, mm_input(ours["prompt_token_ids"], items, ours["mm_hashes"], ours["mm_placeholders"]))
 
 
@@ -188,7 +188,7 @@ LIMITS = {
     "stop_token_ids": (
         list(range(3, 130)),
         list(range(3, 131)),
-        "With min_tokens, the answer has 129 stop tokens; vLLM's model runner takes at most 128.",
+        "With min_tokens, the request has 129 stop token ids; vLLM's model runner takes at most 128.",
     ),
     "max_tokens": (
         2**31 - 1 - 18,
@@ -213,9 +213,7 @@ def test_what_the_second_model_runner_has_no_room_for_is_refused_there(renderer,
 
 def test_log_probabilities_of_chosen_tokens_need_the_second_model_runner(renderer, ours, monkeypatch):
     """The first would give those of one request to all that it answers at the same time."""
-    with refused(
-        "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which this server does not use."
-    ):
+    with refused("logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."):
         process(renderer, ours, logprobs=1, logprob_token_ids=[7])
     monkeypatch.setattr(renderer, "_runs_v2", True)
     process(renderer, ours, logprobs=1, logprob_token_ids=[7])

@@ -89,7 +89,7 @@ STATUSES = {
 REDIRECTS_ELSEWHERE = "its server redirects to an address that is neither http nor https."
 MALFORMED = "its address, or one that it redirects to, is malformed."
 COMPRESSION = "its server compresses it (Content-Encoding) in a way that is damaged or not supported."
-TOO_LARGE = "it has more bytes than VIDEO_LLAVA_MAX_MEDIA_MB allows, 1048576."
+TOO_LARGE = "it has more than the 1048576 bytes that VIDEO_LLAVA_MAX_MEDIA_MB allows."
 PERMANENT = {
     **{str(status): f"its server answers with HTTP {status} ({phrase})." for status, phrase in STATUSES.items()},
     "499": "its server answers with HTTP 499.",
@@ -232,7 +232,7 @@ def test_domains_that_are_not_allowed(way, address):
 @both_ways
 def test_vllms_own_limit(way, address, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
-    sentence = "it has more bytes than VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB allows, 1048576."
+    sentence = "it has more than the 1048576 bytes that VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB allows."
     assert refusal(MediaError, way, f"{address}large") == CANNOT + sentence
 
 

@@ -129,7 +129,7 @@ def test_ids_beyond_the_vocabulary_are_refused_in_scoring(server_url):
 def test_scoring_is_refused_beside_others_answers(server_url):
     # vLLM's first model runner, which the CPU has, would give its log-probabilities to them.
     scoring = {"query": [383], "items": [[5]], "label_token_ids": [6]}
-    sentence = "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which this server does not use."
+    sentence = "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."
     assert_refused(server_url, *post(server_url, "/generative_scoring", **scoring), sentence)
     status, reply = chat(server_url, text("Hi"), logprobs=True, logprob_token_ids=[7], max_tokens=1)
     assert_refused(server_url, status, reply, sentence)

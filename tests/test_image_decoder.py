@@ -263,7 +263,7 @@ NOISE = encode(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64
 REFUSED = {
     "empty": (b"", "The image is damaged, or in a format that is not supported."),
     "noise": (bytes(range(128, 256)), "The image is damaged, or in a format that is not supported."),
-    "cut off": (NOISE[:-2000], "The image cannot be decoded: image file is truncated"),
+    "cut off": (NOISE[:-2000], "The image is cut off."),
     "HEIC, cut off": (encode(Image.fromarray(RGB), "HEIF")[:-50], "The image is damaged, or in a format"),
     "text": (b"hello", "The image is plain text, not an image file"),
     "web page": (b"<!DOCTYPE html><html><body>404</body></html>", r"The image is a web page \(HTML\), not an image"),

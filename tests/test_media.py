@@ -362,25 +362,41 @@ REFUSED = {
     "no list": ("video", [[]], r"^The video has no frames\.$"),
     "normalised": ("video", (RGB / 127.5 - 1), "^A video array has float64 values from -1 to 1; supported are whole"),
     "normalised tensor": ("image", tensor(RGB[0], torch.float32) / 100 - 1, "^An image array has float32 values from"),
-    "not whole": ("video", tensor(dtype=torch.float32) * 0.37, "^A video array has float32 values from 0 to 94"),
-    "NaN": ("video", np.full((8, 4, 4, 3), np.nan), "^A video array has float64 values from nan to nan; supported"),
-    "infinite": ("image", np.full((4, 4, 3), np.inf), "^An image array has float64 values from inf to inf"),
+    "not whole": (
+        "video",
+        tensor(dtype=torch.float32) * 0.37,
+        r"^A video array has float32 values from 0 to 94\.\d+ that are not all whole numbers; supp",
+    ),
+    "NaN": (
+        "video",
+        np.full((8, 4, 4, 3), np.nan),
+        "^A video array has values that are infinite or not a number; replace them before",
+    ),
+    "infinite": (
+        "image",
+        np.full((4, 4, 3), np.inf),
+        "^An image array has values that are infinite or not a number; replace them before",
+    ),
     "16 bits": ("video", RGB.astype(np.uint16) * 257, "^A video array has uint16 values from 0 to 6"),
     "negative": ("video", RGB.astype(np.int64) - 300, "^A video array has int64 values from -300 to -"),
-    "list of floats": ("video", list(RGB / 100.0), "^A frame array has float64 values from 0 to 2.5"),
+    "list of floats": ("video", list(RGB / 100.0), r"^A frame array has float64 values from 0 to 2\.5\d* that are not"),
     "complex": ("image", np.zeros((8, 8, 3), complex), "^An image array has dtype complex128; supported are integers"),
     "objects": ("video", np.full((8, 8, 8, 3), None), "^A video array has dtype object"),
     "letters": ("image", np.full((8, 8, 3), "a"), "^An image array has dtype <U1"),
     "no data": (
         "video",
         torch.empty(8, 3, 8, 8, device="meta"),
-        "^A video tensor is torch.strided on device meta; its",
+        "^A video tensor has dtype torch.float32 and layout torch.strided on device meta, which cannot be read",
     ),
-    "sparse": ("image", torch.zeros(8, 8, 3).to_sparse(), "^An image tensor is torch.sparse_coo on device cpu; its"),
+    "sparse": (
+        "image",
+        torch.zeros(8, 8, 3).to_sparse(),
+        "^An image tensor has dtype torch.float32 and layout torch.sparse_coo on device cpu, which",
+    ),
     "quantised": (
         "image",
         torch.quantize_per_tensor(torch.zeros(8, 8, 3), 1.0, 0, torch.quint8),
-        "^An image tensor is torch.strided on device cpu; its values cannot be read",
+        "^An image tensor has dtype torch.quint8 and layout torch.strided on device cpu, which cannot be read",
     ),
     "channels before time": (
         "video",
@@ -395,9 +411,9 @@ REFUSED = {
     "depth of frames that differ": (
         "video",
         [[Image.new("F", (8, 8)), Image.new("F", (9, 8))]],
-        "all of one size; these have 8x8 and 9x8 pixels",
+        "all have one size; these have 8x8 and 9x8 pixels",
     ),
-    "frames that differ": ("video", [[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]], "all of one size"),
+    "frames that differ": ("video", [[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]], "all have one size"),
 }
 
 

@@ -120,7 +120,7 @@ def test_an_image_with_too_many_pixels(connector, monkeypatch):
 
 BAD_URLS = {
     "no base64": ("data:{kind}/any;base64,@@@@", "The {kind} is not valid base64: its character 1 is '@'."),
-    "not base64": ("data:{kind}/any,abc", "The data URL does not say ;base64 before its data"),
+    "not base64": ("data:{kind}/any,abc", "The data URL does not have ;base64 right before its comma"),
     "nothing": ("data:{kind}/any;base64,", "The {kind} is empty."),
     "no comma": ("data:{kind}", "The data URL has no comma near its beginning"),
     "other scheme": (
@@ -152,7 +152,8 @@ def test_bad_urls(connector, kind, bad, tmp_path):
 @pytest.mark.parametrize("url", [5, None, {"url": "data:,"}, ["data:,"], True])
 def test_what_is_no_address(connector, kind, url):
     """vLLM's endpoint /inference/v1/generate passes on whatever a client puts there."""
-    with pytest.raises(MediaError, match=rf"^The {kind} has no address\.$"):
+    sentence = "has no address" if url is None else "'s address is not a text"
+    with pytest.raises(MediaError, match=rf"^The {kind} ?{sentence}\.$"):
         fetch(connector, kind, url)
 
 

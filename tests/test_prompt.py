@@ -151,7 +151,10 @@ def test_media_of_a_system_message_are_refused(tokenizer):
 
 @pytest.mark.parametrize("kind", ["input_audio", "x" * 1000, None])
 def test_other_parts_are_refused(tokenizer, kind):
-    with pytest.raises(ValueError, match=r"^A part of type .{4,40} is not supported; text, image and video are\.$"):
+    sentence = r"A part of type .{4,40} is not supported; text, image and video are\."
+    if kind is None:
+        sentence = r"A part has no type; text, image and video are supported\."
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         tokenizer.apply_chat_template([user({"type": kind, "data": "AAAA"})], tokenize=False)
 
 
@@ -234,15 +237,15 @@ def test_long_texts_are_rendered_fast(tokenizer):
 def test_each_placeholder_has_its_media():
     ids = {"image": 257, "video": 258}
     check_placeholders([1, 257, 5, 258, 257], ids, {"image": 2, "video": 1})
-    with pytest.raises(ValueError, match=r"1 <video> placeholder\(s\) but 0 video\(s\) were given"):
+    with pytest.raises(ValueError, match=r"1 <video> placeholder for 0 videos"):
         check_placeholders([258], ids, {})
-    with pytest.raises(ValueError, match=r"0 <image> placeholder\(s\) but 1 image\(s\) were given"):
+    with pytest.raises(ValueError, match=r"0 <image> placeholders for 1 image"):
         check_placeholders([5], ids, {"image": 1})
 
 
 def test_the_refusal_says_what_to_write():
     sentence = (
-        r"^The prompt has 2 <image> placeholder\(s\) but 1 image\(s\) were given; "
+        r"^The prompt has 2 <image> placeholders for 1 image; "
         r"write one for each image, and <!image> where you mean the characters <image>\.$"
     )
     with pytest.raises(ValueError, match=sentence):
@@ -271,7 +274,7 @@ def test_placeholders_may_have_all_their_tokens(token_ids, counts, collapsed):
     result = collapse_placeholders(token_ids, ids, counts, {"image": 3, "video": 4})
     if collapsed is None:
         assert result == token_ids
-        with pytest.raises(ValueError, match=r"placeholder\(s\) but"):
+        with pytest.raises(ValueError, match=r"placeholders? for \d"):
             check_placeholders(result, ids, counts)
     else:
         assert result == collapsed

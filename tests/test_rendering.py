@@ -172,7 +172,7 @@ def test_prompts_say_what_they_mean(rendering):
     ids = rendering.expected("USER: ", "image", "\n<image>?")
     assert rendering.generate(prompt="USER: <image>\n<!image>?", **image)["prompt_token_ids"] == ids
     sentence = (
-        "The prompt has 2 <image> placeholder(s) but 1 image(s) were given; write one for each image, "
+        "The prompt has 2 <image> placeholders for 1 image; write one for each image, "
         "and <!image> where you mean the characters <image>."
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
@@ -210,17 +210,17 @@ CUT = {
     "right": (
         [text("dog " * 30), IMAGE],
         {"truncate_prompt_tokens": 20, "truncation_side": "right"},
-        "=20 cuts 1 of 1 image(s) off the prompt",
+        " is 20, which cuts images off the prompt; raise it or shorten the text.",
     ),
     "left, as vLLM sets by default": (
         [IMAGE, IMAGE, text("dog " * 30)],
         {"truncate_prompt_tokens": 10},
-        "=10 cuts 2 of 2 image(s) off the prompt",
+        " is 10, which cuts images off the prompt; raise it or shorten the text.",
     ),
     "long text": (
         [text("dog " * 10_000), IMAGE],
         {"truncate_prompt_tokens": -1, "truncation_side": "right"},
-        "=-1 cuts 1 of 1 image(s) off the prompt",
+        " is -1, which cuts images off the prompt; shorten the text.",
     ),
     "into an image": (
         [IMAGE, text("a")],

@@ -65,16 +65,16 @@ BAD_MEDIA = {
     ),
     "unknown": (
         {"video": {"nframes": 8}},
-        "media_io_kwargs.video has the key 'nframes', which this model does not know.",
+        "media_io_kwargs.video has the key 'nframes', which is not supported.",
     ),
-    "unknown null": ({"video": {"x": None}}, "media_io_kwargs.video has the key 'x', which this model does not know."),
-    "key that is not text": ({"video": {8: 8}}, "media_io_kwargs.video has the key 8, which this model does not know."),
+    "unknown null": ({"video": {"x": None}}, "media_io_kwargs.video has the key 'x', which is not supported."),
+    "key that is not text": ({"video": {8: 8}}, "media_io_kwargs.video has the key 8, which is not supported."),
     "the connector's own": (
         {"video_llava": {"image_size": 112}},
-        "media_io_kwargs has the key 'video_llava', which this model does not know.",
+        "media_io_kwargs has the key 'video_llava'; 'image' and 'video' are supported.",
     ),
-    "audio": ({"audio": {}}, "media_io_kwargs has the key 'audio', which this model does not know."),
-    "flat": ({"num_frames": 8}, "media_io_kwargs has the key 'num_frames', which this model does not know."),
+    "audio": ({"audio": {}}, "media_io_kwargs has the key 'audio'; 'image' and 'video' are supported."),
+    "flat": ({"num_frames": 8}, "media_io_kwargs has the key 'num_frames'; 'image' and 'video' are supported."),
     "a list": ([["video", 1]], "media_io_kwargs is [[...]]; a mapping of options to their values is needed."),
     "text": ("video", "media_io_kwargs is 'video'; a mapping of options to their values is needed."),
     "false": (False, "media_io_kwargs is False; a mapping of options to their values is needed."),
@@ -85,7 +85,7 @@ BAD_MEDIA = {
     ),
     "image option": (
         {"image": {"fps": -1}},
-        "media_io_kwargs.image has the key 'fps', which this model does not know.",
+        "media_io_kwargs.image has the key 'fps'; 'image_mode' and 'rgba_background_color' are supported.",
     ),
     "a word": (
         {"image": {"rgba_background_color": "white"}},
@@ -150,7 +150,10 @@ BAD_PROCESSING = {
     "device": ({"device": "cuda:0"}, "mm_processor_kwargs.device is 'cuda:0'; 'cpu' and null are supported."),
     "not a mapping": ("pad", "mm_processor_kwargs is 'pad'; a mapping of options to their values is needed."),
     **{
-        f"unknown {name!r}": ({name: []}, f"mm_processor_kwargs has the key {name!r}, which this model does not know.")
+        f"unknown {name!r}": (
+            {name: []},
+            f"mm_processor_kwargs has the key {name!r}; 'image_aspect_ratio' and 'device' are supported.",
+        )
         for name in UNKNOWN
     },
 }
@@ -186,7 +189,7 @@ def test_no_value_makes_a_long_sentence_or_a_second_line(place, value):
 
 @pytest.mark.parametrize("key", HARMFUL[:4], ids=["long", "lines", "surrogate", "digits"])
 def test_no_key_makes_a_long_sentence_or_a_second_line(key):
-    with pytest.raises(ValueError, match="which this model does not know") as error:
+    with pytest.raises(ValueError, match=r"has the key .*; 'image' and 'video' are supported") as error:
         check_media_io_kwargs({key: {}}, 8)
     assert_short(str(error.value))
 

@@ -8,6 +8,7 @@ wrong, all of it is decoded.
 """
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -132,9 +133,8 @@ def _explain(file: BinaryIO) -> str | None:
 def _say(error: Exception) -> str:
     if isinstance(error, _NoVideoError):
         return str(error)
-    if isinstance(error, av.ArgumentError | av.InvalidDataError):
-        return "The video is damaged, or in a format that is not supported."
-    return f"The video cannot be decoded: {error.strerror or 'it is damaged'}."
+    # What FFmpeg says, such as "Operation not permitted", is seldom what is wrong.
+    return "The video is damaged, or in a format that is not supported."
 
 
 def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int) -> np.ndarray:
@@ -373,7 +373,7 @@ def _check_count(count: int, settings: Settings) -> None:
 
 def _check_duration(seconds: float, settings: Settings) -> None:
     if seconds > settings.max_video_seconds:
-        _refuse(f"lasts {seconds:.0f} seconds or more", "max_video_seconds", settings)
+        _refuse(f"lasts more than {math.ceil(seconds) - 1} s", "max_video_seconds", settings)
 
 
 def _refuse(what: str, field: str, settings: Settings) -> None:

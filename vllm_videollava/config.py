@@ -149,8 +149,8 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     hidden_sizes = {image_config.hidden_size, video_config.hidden_size, values.get("mm_hidden_size")} - {None}
     if len(hidden_sizes) != 1:
         raise ValueError(
-            f"mm_hidden_size is {values.get('mm_hidden_size')}, but the image tower has {image_config.hidden_size} "
-            f"and the video tower {video_config.hidden_size} features; the three must be equal."
+            f"mm_hidden_size is {_show(values.get('mm_hidden_size'))}, the image tower has {image_config.hidden_size} "
+            f"features and the video tower {video_config.hidden_size}; they must be equal."
         )
     return {
         **_shared_fields(values),
@@ -170,17 +170,19 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
 def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tuple[str, TowerConfig]:
     name = values.get(field)
     if not isinstance(name, str):
-        raise ValueError(f"{field} is {name!r}; the name of a LanguageBind tower is needed.")
+        raise ValueError(f"{field} is {_show(name)}; the name of a LanguageBind tower is needed.")
     location = locate_tower(name, checkpoint)
     return location, read_tower_config(field, location)
+
+
+def _show(value: Any) -> str:
+    return "null or missing" if value is None else repr(value)
 
 
 def _check_layer(field: str, layer: Any, *towers: TowerConfig) -> None:
     most = min(tower.num_hidden_layers for tower in towers)
     if type(layer) is not int or not -most - 1 <= layer <= most:
-        raise ValueError(
-            f"{field} is {layer!r}; the number of one of the towers' {most + 1} hidden states is supported."
-        )
+        raise ValueError(f"{field} is {_show(layer)}; whole numbers from {-most - 1} to {most} are supported.")
 
 
 def _original_projector_depth(projector_type: Any) -> int:
@@ -188,7 +190,7 @@ def _original_projector_depth(projector_type: Any) -> int:
         return 1
     if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(projector_type)):
         return int(match[1])
-    raise ValueError(f"mm_projector_type is {projector_type!r}; 'linear' and 'mlpNx_gelu' are supported.")
+    raise ValueError(f"mm_projector_type is {_show(projector_type)}; 'linear' and 'mlpNx_gelu' are supported.")
 
 
 def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:

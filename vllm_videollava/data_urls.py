@@ -43,7 +43,7 @@ def split_data_url(url: str) -> tuple[str, str]:
     if "," not in header:
         raise MediaError("The data URL has no comma near its beginning; write data:type/subtype;base64,data.")
     raise MediaError(
-        "The data URL does not say ;base64 before its data, and nothing else is supported; "
+        "The data URL does not have ;base64 right before its comma, and nothing else is supported; "
         "write data:type/subtype;base64,data."
     )
 
@@ -90,9 +90,9 @@ def _find_fault(text: str, digits: bytearray) -> str:
     if other := digits.translate(None, _ALPHABET + b"=")[:1].decode("latin-1"):
         place = f"its character {text.index(other) + 1}" if other in text else "a percent-encoded character"
         return f"{place} is {other!r}"
-    if (padding := digits.find(b"=")) >= 0:
-        return f"padding (=) follows its first {padding} characters, but is not at its end"
-    return f"no data has {len(digits)} characters in base64, so at least one is missing"
+    if b"=" in digits:
+        return "it has padding (=) before its end"
+    return f"its length without white space and padding is {len(digits)}, which no data has; it may be cut off"
 
 
 def _digits(text: str) -> bytearray:

@@ -36,6 +36,10 @@ WAITING_FACTOR = 4
 SECONDS_OF_GRACE = 5
 """After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
 MAX_SENTENCE = 500
+OTHER_FORMAT = {
+    "image": "try another format, for example PNG",
+    "video": "try another format, for example H.264 in MP4",
+}
 ENDING = "Nothing is decoded any more, because the engine is shutting down."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 """What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
@@ -287,7 +291,8 @@ class _Worker:
     def _wait_until_ready(self) -> None:
         self._socket.settimeout(SECONDS_TO_START)
         if self._receive()[0] != Outcome.READY:
-            exit_code = self._end()
+            if (exit_code := self._end()) is None:
+                raise DecoderUnavailableError(f"A decoding process did not start within {SECONDS_TO_START} seconds.")
             raise DecoderUnavailableError(
                 f"A decoding process failed to start (exit code {exit_code}); the log has its messages."
             )
@@ -406,18 +411,19 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
     if outcome == Outcome.REFUSED and isinstance(result, str):
         return MediaError(_one_line(result))
     if outcome == Outcome.OUT_OF_MEMORY:
-        limit = f"{variable('decode_memory_mb')} allows, {settings.decode_memory_mb} MiB"
-        return MediaError(f"{medium} takes more memory to decode than {limit}.")
+        limit = f"{variable('decode_memory_mb')} is {settings.decode_memory_mb}"
+        return MediaError(f"{medium} takes too much memory to decode; {limit}.")
     if outcome == Outcome.TIMED_OUT or exit_code in (-signal.SIGALRM, -signal.SIGPROF):
-        limit = f"{variable('decode_seconds')} allows, {settings.decode_seconds} seconds"
-        return MediaError(f"{medium} takes longer to decode than {limit}.")
+        limit = f"{variable('decode_seconds')} is {settings.decode_seconds}"
+        return MediaError(f"{medium} takes too long to decode; {limit}.")
     if exit_code == -signal.SIGKILL:
         return DecoderUnavailableError(
             f"{medium} was not decoded: the system ended its decoder, perhaps for want of memory. Try again later."
         )
     if outcome == Outcome.FAILED:
-        return MediaError(f"{medium} cannot be decoded.", detail=_one_line(str(result)))
-    return MediaError(f"{medium} cannot be decoded: its decoder crashed.", detail=f"exit code {exit_code}")
+        return MediaError(f"{medium} cannot be decoded; {OTHER_FORMAT[job.kind]}.", detail=_one_line(str(result)))
+    sentence = f"{medium} cannot be decoded, because its decoder crashed; {OTHER_FORMAT[job.kind]}."
+    return MediaError(sentence, detail=f"exit code {exit_code}")
 
 
 def _one_line(text: str) -> str:

@@ -31,6 +31,6 @@ def read_frames(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
         if "bad_alloc" in str(error):
             raise MemoryError from error
         raise MediaError(
-            "The video cannot be decoded with decord, which this server uses; "
+            "The video cannot be decoded with decord (VIDEO_LLAVA_DECODER); "
             "try another format or size, for example H.264 in MP4."
         ) from error

@@ -26,7 +26,9 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
             raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; 'auto' and 'hf' are supported.")
         model_config.tokenizer_mode = TOKENIZER_MODE
         if envs.VLLM_MEDIA_CONNECTOR not in ("http", media_connector.NAME):
-            raise ValueError(f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; this model has its own.")
+            raise ValueError(
+                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, this model has its own."
+            )
         # Now, rather than at the first request.
         read_settings()
         _check_frontend(model_config)

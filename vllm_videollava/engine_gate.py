@@ -13,6 +13,7 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.request_options import shorten
 from vllm_videollava.request_values import check_text, check_value
 
 INT32_MAX = 2**31 - 1
@@ -63,7 +64,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
     options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED}
     if (params := options.pop("sampling_params")) is not None:
         options |= msgspec.structs.asdict(params)
-        options |= options.pop("extra_args") or {}
+        options |= {shorten(name)[1:-1]: value for name, value in (options.pop("extra_args") or {}).items()}
     for name, value in options.items():
         check_value(f"The field {name}", value)
     for feature in request.mm_features or ():
@@ -73,7 +74,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
         _check_limits(params, prompt_length)
     elif params is not None and params.logprob_token_ids:
         raise ValueError(
-            "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which this server does not use."
+            "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."
         )
 
 
@@ -84,7 +85,7 @@ def _check_limits(params: SamplingParams, prompt_length: int) -> None:
     for subject, number, limit in (
         ("allowed_token_ids has {} ids", len(params.allowed_token_ids or ()), runner_v2.MAX_NUM_ALLOWED_TOKEN_IDS),
         ("logit_bias has {} ids", len(params.logit_bias or ()), runner_v2.MAX_NUM_LOGIT_BIAS_TOKENS),
-        ("With min_tokens, the answer has {} stop tokens", num_stop_ids, runner_v2.MAX_NUM_STOP_TOKEN_IDS),
+        ("With min_tokens, the request has {} stop token ids", num_stop_ids, runner_v2.MAX_NUM_STOP_TOKEN_IDS),
         ("bad_words has {} tokens", sum(map(len, bad_words)), envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS),
         ("Prompt and max_tokens are {} tokens", prompt_length + (params.max_tokens or 0), INT32_MAX),
         ("seed is {}", params.seed or 0, INT64_MAX),
@@ -95,7 +96,8 @@ def _check_limits(params: SamplingParams, prompt_length: int) -> None:
 
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-        raise ValueError(f"The prompt has token ids that the model does not; they go from 0 to {vocab_size - 1}.")
+        unknown = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise ValueError(f"The prompt has the token id {shorten(unknown)}; the model's go from 0 to {vocab_size - 1}.")
 
 
 def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
@@ -117,17 +119,20 @@ def _check_media(
     ends = []
     for modality in {*items, *hashes, *places}:
         if modality not in forms:
-            raise ValueError(f"The model takes images and videos, but the request has {modality!r}.")
+            raise ValueError(
+                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
+            )
         name, shape, length = forms[modality]
         # Where there are no items, some of the three do not know the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
-        if not len(own_items) == len(own_hashes) == len(own_places):
-            raise ValueError(f"The request's {modality} items and their places in the prompt differ in number.")
+        if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
+            items_hashes_and_places = "{} items, {} hashes and {} places in the prompt".format(*numbers)
+            raise ValueError(f"The request has {items_hashes_and_places} of the kind {modality!r}; they must be equal.")
         for item in own_items:
             if not (shares_memory and item and "address" in item):
                 _check_item(modality, item, name, shape)
-        if any(place.length != length for place in own_places):
-            raise ValueError(f"The {modality} items take other numbers of tokens than the model's {length}.")
+        if other := next((place.length for place in own_places if place.length != length), None):
+            raise ValueError(f"Each {modality} takes {length} tokens, but the request has a place of {other}.")
         ends += [(place.offset, place.offset + place.length) for place in own_places]
     ends.sort()
     starts = [start for start, _ in ends[1:]]
@@ -141,7 +146,7 @@ def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape:
     element = (item or {}).get(name)
     pixels = element.data if element else None
     if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
-        raise ValueError(f"An item of modality {modality!r} has something else than its pixels.")
+        raise ValueError(f"An item of modality {modality!r} has something other than its pixels.")
     if pixels.dtype != torch.uint8 or pixels.shape != shape:
         raise ValueError(
             f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not torch.uint8 {list(shape)}."

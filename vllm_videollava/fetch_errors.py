@@ -90,7 +90,7 @@ def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError 
 
 def _check_url(kind: str, url: object) -> None:
     if not isinstance(url, str):
-        raise MediaError(f"The {kind} has no address.")
+        raise MediaError(f"The {kind} has no address." if url is None else f"The {kind}'s address is not a text.")
     scheme = _scheme(url)
     if scheme not in ("http", "https", "data", "file"):
         raise MediaError(
@@ -157,7 +157,7 @@ def _describe_status(status: int) -> str:
 
 
 def _too_large(setting: str, max_bytes: int) -> str:
-    return f"it has more bytes than {setting} allows, {max_bytes}"
+    return f"it has more than the {max_bytes} bytes that {setting} allows"
 
 
 def _redact(text: str) -> str:

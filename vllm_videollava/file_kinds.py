@@ -101,6 +101,7 @@ _SIGNATURES = [
             "a picture (Netpbm)": rb"P[1-7]\s+(\d|#|WIDTH)",
             "a picture (QOI)": rb"qoif",
             "a picture (DDS)": rb"DDS \x7c\0\0\0",
+            "a picture (Canon raw)": rb"....ftypcrx ",
         },
         "image",
     ),
@@ -200,7 +201,7 @@ _TEXTS = [
         ("a script", _THE_FILE, r"#!"),
         ("a link", "give the address of the file itself", r"\[InternetShortcut\]|[a-z][a-z0-9+]{1,9}://\S+\s*$"),
         ("a data URL", "send what it encodes", r"data:[\w/+.-]*[;,]"),
-        ("base64", "encode the {medium} file only once", r"[A-Za-z0-9+/_\-\r\n]{100,}=*\s*$"),
+        ("base64", "send the {medium} file itself", r"[A-Za-z0-9+/_\-\r\n]{100,}=*\s*$"),
     )
 ]
 

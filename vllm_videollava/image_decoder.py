@@ -58,11 +58,11 @@ def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.nd
             return rgb
     except MediaError:
         raise
-    except (UnidentifiedImageError, EOFError, RuntimeError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, EOFError, OSError, RuntimeError, SyntaxError, ValueError) as error:
         sentence = "The image is damaged, or in a format that is not supported."
+        if "truncated" in str(error).lower():
+            sentence = "The image is cut off."
         raise MediaError(explain("image", head) or sentence) from error
-    except OSError as error:
-        raise MediaError(explain("image", head) or f"The image cannot be decoded: {error}.") from error
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

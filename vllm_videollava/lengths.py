@@ -47,8 +47,8 @@ class PromptLengths:
         except VLLMValidationError as error:
             image, video = (self._tokens_per_item[modality] for modality in ("image", "video"))
             raise ValueError(
-                f"truncate_prompt_tokens={params.truncate_prompt_tokens} cuts into an image or a video: an image takes "
-                f"{image} tokens, a video {video}; raise it or shorten the text."
+                f"truncate_prompt_tokens is {params.truncate_prompt_tokens}, which cuts an image or a video off the "
+                f"prompt, or into one; an image takes {image} tokens, a video {video}."
             ) from error
 
     def _check(self, given, tokenized, params: TokenizeParams):
@@ -72,11 +72,10 @@ class PromptLengths:
                 before = given["prompt_token_ids"].count(token_id)
             else:
                 before = split_placeholders(given["prompt"]).count(PLACEHOLDERS[modality])
-            if lost := before - token_ids.count(token_id):
-                raise ValueError(
-                    f"truncate_prompt_tokens={limit} cuts {lost} of {before} {modality}(s) off the prompt; "
-                    "raise it or shorten the text."
-                )
+            if before > token_ids.count(token_id):
+                # vLLM takes -1 for as much as fits.
+                remedy = "shorten the text" if limit < 0 else "raise it or shorten the text"
+                raise ValueError(f"truncate_prompt_tokens is {limit}, which cuts {modality}s off the prompt; {remedy}.")
 
     def _explain(self, error: VLLMValidationError, given, params: TokenizeParams) -> None:
         """Raise in place of vLLM's sentence about a prompt that is too long one that counts images and videos, too."""

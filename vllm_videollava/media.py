@@ -61,7 +61,9 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
         """
         mm_data = dict(mm_data)
         for modality in mm_data.keys() - PLACEHOLDERS.keys():
-            raise MediaError(f"The model takes images and videos, but the request has {shorten(modality)}.")
+            raise MediaError(
+                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
+            )
         if (images := mm_data.get("image")) is not None:
             mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
         if (videos := mm_data.get("video")) is not None:
@@ -191,7 +193,7 @@ def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
     _check_sizes([picture.size for picture in pictures])
     width, height = pictures[0].size
     check_sides("A frame", height, width)
-    with _reading():
+    with _reading("A frame"):
         column = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
         return rgb.to_rgb(column).reshape(-1, height, width, 3)
 
@@ -199,7 +201,7 @@ def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
 def _check_sizes(sizes: list[tuple[int, int]]) -> None:
     if len(different := sorted(set(sizes))) > 1:
         named = " and ".join(f"{width}x{height}" for width, height in different[:2])
-        raise ValueError(f"The frames of a video must be all of one size; these have {named} pixels.")
+        raise ValueError(f"The frames of a video must all have one size; these have {named} pixels.")
 
 
 def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:
@@ -207,7 +209,7 @@ def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:
         if 0 in image.size:
             raise ValueError(f"{kind} of {image.width}x{image.height} pixels is empty.")
         check_sides(kind, image.height, image.width)
-        with _reading():
+        with _reading(kind):
             return rgb.to_rgb(image, background)
     array = _as_array(image, kind)
     _check_shape(tuple(array.shape), kind)
@@ -215,14 +217,14 @@ def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:
 
 
 @contextmanager
-def _reading() -> Iterator[None]:
+def _reading(kind: str) -> Iterator[None]:
     try:
         yield
     except (MediaError, MemoryError):
         raise
     except Exception as error:
         # Of an image that is damaged or closed, Pillow raises nearly anything.
-        raise ValueError("The image cannot be read.") from error
+        raise ValueError(f"{kind} cannot be read; it is damaged, or its file is closed.") from error
 
 
 def _arrays_to_rgb(pictures: np.ndarray, kind: str, background: Colour | None) -> np.ndarray:
@@ -245,17 +247,24 @@ def _to_uint8(values: np.ndarray, kind: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{kind} array has dtype {values.dtype}; supported are integers, floats and bool.")
     low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{kind} array has values that are infinite or not a number; replace them before sending it.")
     is_fraction = values.dtype.kind in "bf" and low >= 0 and high <= 1
     is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.trunc(values))
     if not is_fraction and not (is_whole and low >= 0 and high <= 255):
+        fractions = " that are not all whole numbers" if low >= 0 and high <= 255 else ""
         raise ValueError(
-            f"{kind} array has {values.dtype} values from {low:g} to {high:g}; "
+            f"{kind} array has {values.dtype} values from {_show(low)} to {_show(high)}{fractions}; "
             "supported are whole numbers from 0 to 255, and floats from 0 to 1."
         )
     result = np.empty(values.shape, np.uint8)
     for part, into in zip(values, result, strict=True):
         into[...] = np.rint(part.astype(np.float64) * 255) if is_fraction else part
     return result
+
+
+def _show(number: Any) -> str:
+    return text if float(text := f"{number:g}") == number else str(number)
 
 
 def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
@@ -287,8 +296,8 @@ def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray |
             array = array.float()
         return array.numpy(force=True)
     except (RuntimeError, TypeError) as error:
-        what = f"{array.layout} on device {array.device}"
-        raise ValueError(f"{kind} tensor is {what}; its values cannot be read, pass a dense one.") from error
+        what = f"dtype {array.dtype} and layout {array.layout} on device {array.device}"
+        raise ValueError(f"{kind} tensor has {what}, which cannot be read; pass a dense one of numbers.") from error
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:

@@ -157,7 +157,8 @@ def check_decoding() -> None:
     try:
         pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
     except MediaError as error:
-        raise RuntimeError(f"Decoding does not work in this installation: {error} {error.detail or ''}") from error
+        detail = f" ({error.detail})" if error.detail else ""
+        raise RuntimeError(f"Decoding does not work in this installation{detail}: {error}") from error
     if not (pixels == (255, 0, 0)).all():
         raise RuntimeError("Decoding does not work in this installation: a red picture became another.")
 

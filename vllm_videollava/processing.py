@@ -157,7 +157,7 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
         shape = self.info.get_hf_config().pixel_format.image_shape
         for image in items["image"].get_all() if "image" in items else ():
             if isinstance(image, PreparedImage) and (image.shape != shape or image.dtype != np.uint8):
-                raise ValueError(f"An image was decoded to {image.dtype} {list(image.shape)}, not {list(shape)}.")
+                raise ValueError(f"An image was decoded to {image.dtype} {list(image.shape)}, not uint8 {list(shape)}.")
 
     def _with_single_placeholders(self, inputs):
         placeholder_ids = self.info.get_tokenizer().placeholder_ids

@@ -70,6 +70,8 @@ def _normal_part(part: Any) -> dict[str, Any]:
         for modality in PLACEHOLDERS:
             if modality in str(kind):
                 return {**part, "type": modality}
+    if part.get("type") is None:
+        raise ValueError("A part has no type; text, image and video are supported.")
     raise ValueError(f"A part of type {reprlib.repr(part.get('type'))} is not supported; text, image and video are.")
 
 
@@ -125,9 +127,10 @@ def check_placeholders(
         given, asked = media_counts.get(modality, 0), token_ids.count(token_id)
         if given != asked:
             placeholder = PLACEHOLDERS[modality]
+            placeholders, items = f"{placeholder} placeholder{'s' * (asked != 1)}", f"{modality}{'s' * (given != 1)}"
             raise ValueError(
-                f"The prompt has {asked} {placeholder} placeholder(s) but {given} {modality}(s) were given; write one "
-                f"for each {modality}, and {escape(placeholder)} where you mean the characters {placeholder}."
+                f"The prompt has {asked} {placeholders} for {given} {items}; write one for each {modality}, "
+                f"and {escape(placeholder)} where you mean the characters {placeholder}."
             )
 
 

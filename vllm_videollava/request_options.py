@@ -11,13 +11,13 @@ BACKGROUND = "rgba_background_color"
 # of type video/jpeg does not say.
 _CHOOSING = (
     *("max_duration", "min_frames", "max_frames", "max_fps"),
-    *("frame_sample_mode", "overflow_strategy", "temporal_patch_size"),
+    *("frame_sample_mode", "overflow_strategy", "temporal_patch_size", "do_sample_frames"),
 )
 _DECODING = (
     *("video_backend", "backend", "device", "hw_decoders", "pool_size", "timeout_sec"),
     *("num_ffmpeg_threads", "seek_mode", "max_width", "max_height"),
 )
-_DESCRIBING = ("frames_indices", "total_num_frames", "duration", "do_sample_frames")
+_DESCRIBING = ("frames_indices", "total_num_frames", "duration")
 
 # The one value of each option besides null. vLLM makes `device` of its flag --mm-processor-device.
 _PROCESSOR_OPTIONS = {"image_aspect_ratio": "pad", "device": "cpu"}
@@ -113,7 +113,8 @@ def _mapping(path: str, value: object, known: Collection[str]) -> Mapping[str, A
         raise ValueError(f"{path} is {shorten(value)}; a mapping of options to their values is needed.")
     for key in value:
         if key not in known:
-            raise ValueError(f"{path} has the key {shorten(key)}, which this model does not know.")
+            few = f"; {' and '.join(map(repr, known))} are supported" if len(known) == 2 else ", which is not supported"
+            raise ValueError(f"{path} has the key {shorten(key)}{few}.")
     return value
 
 

@@ -79,9 +79,16 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
             f"{OFFICIAL_VIDEO_TOWER}, and any folder or repository with the config.json of a LanguageBind tower."
         ) from error
     if not _is_languagebind(values):
-        kind = values.get("model_type") if isinstance(values, dict) else None
-        raise ValueError(f"{field} is {location!r}, a {kind!r} model; only LanguageBind towers are supported.")
+        raise ValueError(
+            f"{field} is {location!r}, whose config.json is not that of a LanguageBind tower: {_find_fault(values)}."
+        )
     return tower_config(values["vision_config"])
+
+
+def _find_fault(values: Any) -> str:
+    if not isinstance(values, dict) or not isinstance(values.get("vision_config"), dict):
+        return "it has no vision_config"
+    return f"its model_type is {values['model_type']!r}"
 
 
 def _is_languagebind(values: Any) -> bool:

@@ -58,6 +58,9 @@ UNUSED = tuple(
     )
 )
 
+MOST_NAMES = 8
+"""Of tensors that one sentence lists."""
+
 
 class StrictWeightsLoader:
     """Fills a model from a checkpoint, and refuses what does not fit.
@@ -182,4 +185,5 @@ def _output_sizes(module: LinearBase) -> Sequence[int]:
 
 
 def _join(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))
+    first, others = (ordered := sorted(names))[:MOST_NAMES], ordered[MOST_NAMES:]
+    return ", ".join(first) + (f" and {len(others)} more" if others else "")
