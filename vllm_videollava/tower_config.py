@@ -86,9 +86,10 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
 
 
 def _find_fault(values: Any) -> str:
-    if not isinstance(values, dict) or not isinstance(values.get("vision_config"), dict):
-        return "it has no vision_config"
-    return f"its model_type is {values['model_type']!r}"
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if model_type and not str(model_type).startswith("LanguageBind"):
+        return f"its model_type is {model_type!r}"
+    return "it has no vision_config"
 
 
 def _is_languagebind(values: Any) -> bool:
