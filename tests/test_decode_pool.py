@@ -201,18 +201,18 @@ def test_what_the_last_user_leaves_is_dropped(make_pool):
 def test_whether_a_clip_is_refused_does_not_depend_on_others(make_pool, monkeypatch):
     """Alone it might have two threads, and each of them its time."""
     monkeypatch.setattr(decode_pool, "cpu_count", lambda: 2)
-    pool = make_pool(decode_seconds=1)
+    pool = make_pool(decode_seconds=2)
 
     def work(seconds: float) -> int:
         clip = Job("video", "misbehaviour:work_hard", b"abc", {"seconds": seconds}, (1,), threaded=True)
         return int(pool.submit(clip).result()[0])
 
-    assert work(1.5) == 2
-    slow = work_for(pool, 3)
+    assert work(3) == 2
+    slow = work_for(pool, 5)
     wait_until(slow.running)
-    assert work(1.5) == 1
+    assert work(3) == 1
     with pytest.raises(MediaError, match="takes too long to decode"):
-        work(2.5)
+        work(5)
 
 
 def test_without_threads_a_job_fails_and_leaves_its_place(make_pool, monkeypatch):
@@ -328,7 +328,8 @@ def test_a_worker_that_cannot_start_is_not_the_clients_fault(make_pool, broken, 
     for _ in range(2):
         with pytest.raises(DecoderUnavailableError, match=r"^(No|A) decoding process (can be started|failed to start)"):
             run(pool, "echo")
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    # What another test has left may go meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def raise_error(error: Exception, *args, **kwargs):

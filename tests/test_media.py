@@ -406,7 +406,7 @@ REFUSED = {
     "no axes": ("image", np.float64(3), r"^An image array has shape \(\); supported are \[H, W, C\]"),
     "two clips of a tuple of two": ("video", (RGB, [Path("none.mp4")]), "^Video 2: A frame was given as pathlib"),
     "empty image": ("image", Image.new("RGB", (0, 0)), "^An image of 0x0 pixels is empty"),
-    "damaged image": ("image", Unreadable(), r"^The image cannot be read\.$"),
+    "damaged image": ("image", Unreadable(), r"^An image cannot be read; it is damaged, or its file is closed\.$"),
     "second of two": ("image", [RGB[0], "a.png"], "^Image 2: An image was given as str"),
     "depth of frames that differ": (
         "video",

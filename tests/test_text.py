@@ -98,5 +98,5 @@ def test_expanded_placeholders_of_a_video_answer_alike(llm, params, tmp_path):
     single, expanded = ask(1), ask(8 * 17)
     assert single == expanded
     assert len(single[0]) == 4 + 8 * 17
-    with pytest.raises(ValueError, match=r"^The prompt has 135 <video> placeholder\(s\) but 1 video\(s\) were given"):
+    with pytest.raises(ValueError, match=r"^The prompt has 135 <video> placeholders for 1 video"):
         ask(135)

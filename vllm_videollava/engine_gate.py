@@ -131,8 +131,8 @@ def _check_media(
         for item in own_items:
             if not (shares_memory and item and "address" in item):
                 _check_item(modality, item, name, shape)
-        if other := next((place.length for place in own_places if place.length != length), None):
-            raise ValueError(f"Each {modality} takes {length} tokens, but the request has a place of {other}.")
+        if others := [place.length for place in own_places if place.length != length]:
+            raise ValueError(f"Each {modality} takes {length} tokens, but the request has a place of {others[0]}.")
         ends += [(place.offset, place.offset + place.length) for place in own_places]
     ends.sort()
     starts = [start for start, _ in ends[1:]]
