@@ -17,8 +17,10 @@ decord = pytest.importorskip("decord")
 
 # Their groups of pictures are closed, and their containers say where each begins: decord then finds what it looks for.
 # In others it goes to the neighbourhood of a frame and takes another one.
-EQUAL = {"H.264", "H.264, closed groups", "VP9", "VP8", "AV1", "Motion JPEG", "Flash", "GIF", "WebP"}
+EQUAL = {"H.264", "H.264, closed groups", "VP9", "VP8", "Motion JPEG", "Flash", "GIF", "WebP"}
 UNREADABLE = {"H.264, no container"}
+# decord itself gives other frames of them from time to time: PyAV decodes them.
+UNRELIABLE = {"AV1", "HEVC, open groups", "HEVC, temporal layers"}
 REFUSAL = r"^The video cannot be decoded with decord \(VIDEO_LLAVA_DECODER\); try another format or size, for example "
 
 
@@ -42,12 +44,22 @@ def test_frames_beside_those_of_pyav(name, num_frames):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", sorted(set(CODECS) - UNREADABLE - {"WebP", "H.264, intra refresh"}))
+@pytest.mark.parametrize("name", sorted(set(CODECS) - UNREADABLE - UNRELIABLE - {"WebP", "H.264, intra refresh"}))
 def test_frames_are_those_that_decord_gives(name, threads):
     data = encode_as(name, moving_frames(40, 64, 112))
     reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
     expected = reader.get_batch(np.linspace(0, len(reader) - 1, 8, dtype=int)).asnumpy()
     assert np.array_equal(decode(data, threads=threads), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 8])
+@pytest.mark.parametrize("name", sorted(UNRELIABLE))
+def test_frames_of_which_decord_would_lose_some(name, threads):
+    """With decord, one in six HEVC clips was wrong with one thread, and nine in ten AV1 clips failed with eight."""
+    data = encode_as(name, moving_frames(40, 64, 112))
+    every = decode_all(data)
+    for _ in range(40):
+        assert np.array_equal(decode(data, threads=threads), every[sample_indices(len(every), 8)])
 
 
 @pytest.mark.parametrize("turn", TURNS)

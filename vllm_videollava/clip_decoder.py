@@ -38,6 +38,9 @@ PICTURE_BRANDS = {"avif", "heic", "heim", "heis", "heix", "mif1"}
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
 # Where FFmpeg can tell that no other picture refers to a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
+# Of one packet, FFmpeg may give several frames. decord then loses packets, now and then, and gives wrong frames or none
+# (dmlc/decord#246).
+NOT_FOR_DECORD = {"av1", "hevc"}
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -146,14 +149,15 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
         _check_size(stream.codec_context.height, stream.codec_context.width, settings)
-        if settings.decoder == "decord":
+        with_decord = settings.decoder == "decord" and stream.codec_context.codec.canonical_name not in NOT_FOR_DECORD
+        if with_decord:
             mirror = _mirror(stream.codec_context, packets)
         elif _can_index(container, stream, packets):
             try:
                 return _decode_indexed(stream.codec_context, packets, num_frames, transform, settings)
             except _IndexError:
                 pass
-    if settings.decoder == "decord":
+    if with_decord:
         return np.stack([transform(mirror(rgb)) for rgb in _read_with_decord(file, num_frames, threads)])
     return _decode_whole(file, threads, len(packets), num_frames, transform, settings)
 
