@@ -1,10 +1,14 @@
 """A clip is decoded once while it is kept, however many ask for it at once, and not at all if nobody waits for it."""
 
 import asyncio
+import gc
+import threading
+import weakref
 from concurrent.futures import Future
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from vllm_videollava.decoded_clips import DecodedClips
 from vllm_videollava.errors import MediaError
@@ -101,3 +105,20 @@ def test_what_is_under_way_when_all_hang_up_is_kept():
 
     assert asyncio.run(ask()).shape == (100,)
     assert len(decoder.jobs) == 1
+
+
+def test_what_has_no_room_is_freed_when_the_caller_is_done_with_it():
+    """Not when Python looks for circles of garbage: the next clip uses its memory."""
+    decoder = Decoder()
+
+    def submit_and_do_later() -> Future[np.ndarray]:
+        threading.Timer(0.1, lambda: decoder.jobs.pop().set_result(np.zeros(100, np.uint8))).start()
+        return decoder.submit()
+
+    gc.collect()
+    gc.disable()
+    try:
+        alive = weakref.ref(DecodedClips(0).get("a", submit_and_do_later))
+        wait_until(lambda: alive() is None)
+    finally:
+        gc.enable()

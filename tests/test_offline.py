@@ -103,15 +103,15 @@ def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):
     from vllm_videollava import media_io
 
     pool, decoded_at = media_io.shared_pool(), []
+    submit = pool.submit
 
-    class SlowPool:
-        def submit(self, job):
-            time.sleep(3)
-            future = pool.submit(job)
-            future.add_done_callback(lambda _: decoded_at.append(time.monotonic()))
-            return future
+    def submit_slowly(job):
+        time.sleep(3)
+        future = submit(job)
+        future.add_done_callback(lambda _: decoded_at.append(time.monotonic()))
+        return future
 
-    monkeypatch.setattr(media_io, "shared_pool", SlowPool)
+    monkeypatch.setattr(pool, "submit", submit_slowly)
     clips = [tmp_path / "first.mp4", tmp_path / "second.mp4"]
     for seed, path in enumerate(clips, 1):
         path.write_bytes(encode_clip(moving_frames(20, 48, 64, seed)))

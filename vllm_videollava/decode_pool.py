@@ -97,7 +97,7 @@ class DecodePool:
         """Args:
         num_sharers: processes, this one among them, that have a pool each on this machine's processors.
         """
-        self._settings = settings
+        self.settings = settings
         self._num_cores = max(1, cpu_count() // num_sharers)
         num_workers = settings.decode_workers or self._num_cores
         express = math.ceil(num_workers / 4)
@@ -225,7 +225,7 @@ class DecodePool:
                 raise DecoderUnavailableError(ENDING)
             self._start_spare()
             # Whether a clip is refused must not depend on how many others there are.
-            return worker.run(job, threads, self._settings.decode_seconds * most_threads, self._settings)
+            return worker.run(job, threads, self.settings.decode_seconds * most_threads, self.settings)
         finally:
             self._put_back(worker, next_turn=True)
 

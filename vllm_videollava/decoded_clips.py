@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -60,17 +60,17 @@ class DecodedClips:
                 return self._results[key]
             if (pending := self._pending.get(key)) is None:
                 pending = self._pending[key] = _Pending(submit())
-                pending.future.add_done_callback(lambda future: self._keep(key, pending))
+                pending.future.add_done_callback(partial(self._keep, key))
             pending.num_waiting += 1
             return pending
 
-    def _keep(self, key: Any, pending: _Pending) -> None:
+    def _keep(self, key: Any, future: Future[np.ndarray]) -> None:
         with self._lock:
-            if self._pending.get(key) is pending:
+            if (pending := self._pending.get(key)) and pending.future is future:
                 del self._pending[key]
-            if pending.future.cancelled() or pending.future.exception():
+            if future.cancelled() or future.exception():
                 return
-            frames = pending.future.result()
+            frames = future.result()
             if frames.nbytes <= self._results.maxsize:
                 self._results[key] = frames
 

@@ -4,10 +4,10 @@ import asyncio
 import sys
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from blake3 import blake3
 from vllm import envs as vllm_envs
 from vllm.multimodal.media import MediaIO, MediaWithBytes
 
@@ -61,8 +61,8 @@ class MediaFileIO(MediaIO[MediaFile]):
 
     def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
         self._check_size(len(data))
-        digest = blake2b(data, person=b"pictures" if is_sequence else b"").digest()
-        return MediaFile(self._kind, data, is_sequence, digest)
+        context = f"vllm-videollava {'pictures' if is_sequence else 'file'}"
+        return MediaFile(self._kind, data, is_sequence, blake3(data, derive_key_context=context).digest())
 
     def load_base64(self, media_type: str, data: str) -> MediaFile:
         # Decoding takes some times as much memory.
@@ -136,7 +136,7 @@ class MediaDecoder:
         arguments = {
             "num_frames": self._format.num_frames,
             "transform": partial(frame_pixels, size=size, original=original),
-            "settings": read_settings(),
+            "settings": shared_pool().settings,
         }
         if file.is_sequence:
             arguments["max_pixels"] = vllm_envs.VLLM_MAX_IMAGE_PIXELS
