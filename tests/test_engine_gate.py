@@ -123,7 +123,7 @@ def test_a_beam_search_may_hand_on_what_was_rendered(renderer, ours):
     assert process(renderer, again).mm_features[0].identifier == ours["mm_hashes"]["image"][0]
 
 
-def test_a_beam_search_may_hand_on_what_lies_in_shared_memory(checkpoint, renderer, monkeypatch):
+def test_a_beam_search_may_hand_on_what_lies_in_shared_memory(renderer, monkeypatch):
     """vLLM's cache "shm" gives the engine addresses in the place of pixels."""
     from vllm.inputs import mm_input
     from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalFieldElem, MultiModalKwargsItem

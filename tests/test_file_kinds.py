@@ -104,6 +104,7 @@ KINDS = {
     "TIFF": (picture("TIFF"), f"a picture (TIFF){PICTURE}"),
     "AVIF": (picture("AVIF"), f"a picture (AVIF){PICTURE}"),
     "HEIC": (heic(), f"a picture (HEIC){PICTURE}"),
+    "Canon raw": (b"\x00\x00\x00\x18ftypcrx \x00\x00\x00\x01crx isom", f"a picture (Canon raw){PICTURE}"),
     "PDF": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", f"a PDF document{PAGES}"),
     "slides": (zip_of(**{"[Content_Types].xml": b"", "ppt__slide.xml": b""}), f"an Office document{PAGES}"),
     "ZIP": (zip_of(clip=CLIP), f"an archive (ZIP){ARCHIVE}"),

@@ -327,11 +327,11 @@ class _Worker:
             self._send(Request(job.function, arguments, seconds_of_work, seconds, memory_bytes), job.data)
             self._socket.settimeout(seconds + SECONDS_OF_GRACE)
             outcome, result, descriptors = self._receive()
-            with ExitStack() as closing:
-                for descriptor in descriptors:
-                    closing.callback(os.close, descriptor)
+            try:
                 if outcome == Outcome.ANSWERED:
                     array = _read_array(descriptors, result, job.shape)
+            finally:
+                _close(descriptors)
             if outcome == Outcome.ANSWERED and array is None:
                 outcome = Outcome.CRASHED
         except ConnectionError:

@@ -20,7 +20,7 @@ INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
 # Of a request for the engine: what `check_engine_input` has checked.
-_CHECKED = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
+_CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
 
 
 def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
@@ -61,7 +61,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
     Raises:
         ValueError: an option cannot be sent, or the engine cannot do as it says.
     """
-    options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED}
+    options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED_BEFORE}
     if (params := options.pop("sampling_params")) is not None:
         options |= msgspec.structs.asdict(params)
         options |= {shorten(name)[1:-1]: value for name, value in (options.pop("extra_args") or {}).items()}

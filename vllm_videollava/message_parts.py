@@ -1,4 +1,4 @@
-"""Images and videos among the parts of chat messages, before anything is fetched."""
+"""Chat messages, and the images and videos among their parts, before anything is fetched."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ def count_parts(messages: Sequence[Any]) -> Counter[str]:
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
-def check_parts(messages: Sequence[Any]) -> None:
+def check_messages(messages: Sequence[Any]) -> None:
     """Refuse what vLLM would refuse with a sentence about its own flags and names.
 
     Raises:

@@ -20,7 +20,7 @@ from vllm_videollava.engine_gate import check_engine_input, check_engine_request
 from vllm_videollava.lengths import PromptLengths, check_length
 from vllm_videollava.media_connector import add_engine, media_become, remove_engine
 from vllm_videollava.media_io import check_decoding
-from vllm_videollava.message_parts import check_parts, count_parts
+from vllm_videollava.message_parts import check_messages, count_parts
 from vllm_videollava.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.refusals import logging_refusals, naming_part, naming_prompt
@@ -108,7 +108,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
         limit = (tok_params or self.default_chat_tok_params).max_total_tokens
         for messages in conversations:
-            check_parts(messages)
+            check_messages(messages)
         for messages in conversations if limit is not None else ():
             check_length(count_parts(messages), self._hf_config.tokens_per_item, 0, limit)
 
