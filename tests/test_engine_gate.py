@@ -150,6 +150,12 @@ def test_what_cannot_be_sent_is_refused(renderer, ours, name):
         process(renderer, from_client(ours), **{name: value})
 
 
+def test_a_name_of_an_image_that_cannot_be_sent_is_refused(renderer, ours):
+    ours["mm_hashes"] = {"image": ["a\ud800"]}
+    with refused(r"The hash of an image or a video has 'a\ud800', which is not valid Unicode."):
+        process(renderer, ours)
+
+
 def test_what_tools_add_is_checked_too(renderer, ours):
     """vLLM makes a schema of the tools after it has asked the renderer."""
     from vllm.sampling_params import StructuredOutputsParams
