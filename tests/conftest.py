@@ -1,5 +1,6 @@
 """What the tests share: settings of the engine, checkpoints, media, one server."""
 
+import math
 import os
 import re
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from vllm_videollava.cpu_count import cpu_count
 from vllm_videollava.local_server import LocalServer, local_server
 
 MAX_MODEL_LEN = 600
 """Of `renderer`."""
+MOST_DECODERS = cpu_count() + 2 * math.ceil(cpu_count() / 4)
+"""Of a server: a quarter as many for small videos as for large ones, and again as many for images."""
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 sys.path[:0] = [str(TESTS), str(ROOT / "benchmarks"), str(ROOT / "training")]
@@ -102,13 +106,16 @@ def process_tree(pid: int) -> list[int]:
 
 
 def count_resources(pid: int) -> dict[str, int]:
-    """Count what a server, the process `pid`, and all below it hold."""
+    """Count what a server, the process `pid`, and all below it hold; it starts decoders until it has the most."""
     pids = process_tree(pid)
+    decoders = sum("decode_worker" in Path(f"/proc/{one}/cmdline").read_text() for one in pids)
     maps = "".join(Path(f"/proc/{one}/maps").read_text() for one in pids)
     memory = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
     return {
-        "processes": len(pids),
-        "file descriptors": len(os.listdir(f"/proc/{pid}/fd")),
+        "decoders too many": max(0, decoders - MOST_DECODERS),
+        "processes": len(pids) - decoders,
+        # One for each decoder.
+        "file descriptors": len(os.listdir(f"/proc/{pid}/fd")) - decoders,
         "shared memory": len(re.findall(r"/dev/shm/|/memfd:", maps)),
         "memory in MiB": sum(int(re.search(r"^Pss: +(\d+) kB", one, re.M)[1]) for one in memory) >> 10,
     }

@@ -58,6 +58,11 @@ KNOWN_FAULTS = [
         "A field, or a part of an input, is taken for an object of another kind; nothing is done yet.",
     ),
     Fault(
+        '^500 .*"message":"list index out of range"',
+        "^/v1/responses",
+        "A message of the assistant has an empty list as its content; nothing is done yet.",
+    ),
+    Fault(
         "^500 (.*Internal server error|data: |event: )",
         r"(structured_outputs|response_format|text)\"",
         "A grammar that cannot be compiled, or allows no token that is left; the engine ends this request only.",

@@ -144,6 +144,16 @@ def test_small_videos_and_images_pass_large_videos(make_pool, num_workers):
     assert sum(future.running() for future in slow[4 * num_workers :]) >= 1
 
 
+def test_no_more_decoders_are_kept_than_may_decode(make_pool):
+    """Each of three media starts a decoder of its own here, while a spare one is being started."""
+    pool = make_pool(decode_workers=1)
+    slow = [work_for(pool, 2, LARGE), work_for(pool, 2), work_for(pool, 2, kind="image")]
+    for future in slow:
+        future.result()
+    wait_until(lambda: not pool._busy and not pool._starting)
+    assert len(pool._idle) == 3
+
+
 @pytest.mark.parametrize("kind", ["video", "image"])
 def test_large_videos_have_their_turn(make_pool, kind):
     pool = make_pool(decode_workers=2)

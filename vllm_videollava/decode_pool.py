@@ -241,7 +241,9 @@ class DecodePool:
         """Keep a worker that is idle, for the next job or for when there is no other."""
         with self._lock:
             self._busy.discard(worker)
-            keeps = worker.is_alive() and not self._closed
+            # One that was started while others came has no use.
+            has_room = len(self._idle) + len(self._busy) < self._most_running[-1]
+            keeps = has_room and worker.is_alive() and not self._closed
             if keeps:
                 self._idle.insert(len(self._idle) if next_turn else 0, worker)
         if not keeps:
