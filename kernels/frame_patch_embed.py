@@ -152,13 +152,15 @@ def frame_patch_embed_by_triton(
 
 
 def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
-    return frames.new_empty((len(frames), *position_embedding.shape), dtype=weight.dtype)
+    # `len` would fix the number of frames, which torch.compile may keep open.
+    return frames.new_empty((frames.shape[0], *position_embedding.shape), dtype=weight.dtype)
 
 
 embed_by_triton = dispatch.register_op(frame_patch_embed_by_triton, _fake)
 
 
-@triton.jit
+# Otherwise each of its divisors is compiled for, while a server runs.
+@triton.jit(do_not_specialize=["num_rows"])
 def _frame_patch_embed_kernel(
     frames,
     weight,  # [D, 3 * P * P]

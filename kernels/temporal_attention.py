@@ -17,8 +17,9 @@ import triton.language as tl
 from vllm_videollava.kernels import dispatch, reference
 from vllm_videollava.kernels.temporal_embed_norm import check_clips
 
-# Rows of a program, frames times positions, unless a clip has more frames.
-BLOCK_ROWS = 32
+# Rows of a program, frames times positions, unless a clip has more frames. One warp then has whole rows of scores, and
+# no sum over them waits for another warp.
+BLOCK_ROWS, NUM_WARPS = 16, 1
 
 
 def temporal_attention(
@@ -73,6 +74,7 @@ def temporal_attention_by_triton(
         BLOCK_FRAMES=block_frames,
         BLOCK_ROWS=block_rows,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_size)),
+        num_warps=NUM_WARPS if block_rows <= 32 else 4,
     )
     return output
 

@@ -41,6 +41,8 @@ SKIPPABLE_CODECS = {"h264", "mpeg4"}
 # Of one packet, FFmpeg may give several frames. decord then loses packets, now and then, and gives wrong frames or none
 # (dmlc/decord#246).
 NOT_FOR_DECORD = {"av1", "hevc"}
+# PyAV 18 refuses titles that are not UTF-8 unless told to replace them; 19 keeps them, and has no such option.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 Transform = Callable[[np.ndarray], np.ndarray]
 
@@ -189,7 +191,7 @@ def _mirror(context, packets: list[av.Packet]) -> Callable[[np.ndarray], np.ndar
 def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     file.seek(0)
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
-    with av.open(file, options=options, metadata_errors="replace") as container:
+    with av.open(file, options=options, **_METADATA) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise _NoVideoError(
@@ -322,7 +324,7 @@ def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
 
 
 def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     return None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
 
 

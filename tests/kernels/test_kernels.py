@@ -219,6 +219,16 @@ def test_torch_compile_takes_the_operators_without_a_break(random, name):
     torch.testing.assert_close(compiled(*inputs), function(*inputs))
 
 
+def test_one_compilation_serves_any_number_of_frames(random):
+    weights = embedding_weights(random, 64, 5, torch.float32)
+    compiled = torch.compile(embed_again, fullgraph=True, backend="aot_eager")
+    for count in (2, 3, 8, 17):
+        frames = random_frames(random, count, 28, 28)
+        torch._dynamo.mark_dynamic(frames, 0)
+        with torch.compiler.set_stance("fail_on_recompile" if count > 2 else "default"):
+            torch.testing.assert_close(compiled(frames, *weights), embed_again(frames, *weights))
+
+
 def test_operators_keep_pytorchs_rules(random):
     weights = embedding_weights(random, 64, 5, torch.float32)
     ops, states = torch.ops.vllm_videollava, normal(random, 16, 5, 32, dtype=torch.float32)
