@@ -4,6 +4,6 @@ The folder must not be a package of its own: a top-level `kernels` would hide
 Hugging Face's package of that name from transformers and vLLM.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
-setup(packages=["vllm_videollava", "vllm_videollava.kernels", "vllm_videollava.tiny"])
+setup(packages=["vllm_videollava.kernels", *find_packages(include=["vllm_videollava", "vllm_videollava.*"])])

@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
 from vllm_videollava.kernels import reference
 from vllm_videollava.kernels.frame_patch_embed import BLOCKS, frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
-from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD
 
 OURS = "this package"
 # What an encoder call of vLLM has: one clip; three and seven, by its defaults on this kind of GPU; many.

@@ -26,10 +26,10 @@ from harness import interleave, row, write_rows
 from PIL import Image
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
-from vllm_videollava.frames import sample_indices
-from vllm_videollava.media_connector import VideoLlavaMediaConnector
-from vllm_videollava.pixel_format import PixelFormat
-from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
+from vllm_videollava.decoding.sampling import sample_indices
+from vllm_videollava.media.connector import VideoLlavaMediaConnector
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 

@@ -21,7 +21,7 @@ import numpy as np
 from harness import row, write_rows
 
 from vllm_videollava import tiny_checkpoint
-from vllm_videollava.local_server import local_server
+from vllm_videollava.client.server import local_server
 from vllm_videollava.tiny.drawing import write_clip
 from vllm_videollava.tiny.world import draw_clip_scene
 
@@ -88,7 +88,7 @@ def resident_memory(pid: int) -> dict[str, float]:
     memory = {"server": _resident(pid), "workers": 0.0}
     for task in Path(f"/proc/{pid}/task").iterdir():
         for child in (task / "children").read_text().split():
-            if b"decode_worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if b"vllm_videollava.decoding.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                 memory["workers"] += _resident(int(child))
     return memory
 

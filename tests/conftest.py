@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_videollava.cpu_count import cpu_count
-from vllm_videollava.local_server import LocalServer, local_server
+from vllm_videollava.client.server import LocalServer, local_server
+from vllm_videollava.decoding.cpu_count import cpu_count
 
 MAX_MODEL_LEN = 600
 """Of `renderer`."""
@@ -108,7 +108,7 @@ def process_tree(pid: int) -> list[int]:
 def count_resources(pid: int) -> dict[str, int]:
     """Count what a server, the process `pid`, and all below it hold; it starts decoders until it has the most."""
     pids = process_tree(pid)
-    decoders = sum("decode_worker" in Path(f"/proc/{one}/cmdline").read_text() for one in pids)
+    decoders = sum("vllm_videollava.decoding.worker" in Path(f"/proc/{one}/cmdline").read_text() for one in pids)
     maps = "".join(Path(f"/proc/{one}/maps").read_text() for one in pids)
     memory = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in pids]
     return {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_videollava.errors import MediaError
+from vllm_videollava.decoding.errors import MediaError
 
 
 def echo(file) -> np.ndarray:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.temporary_errors import TemporaryError
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.media.temporary_errors import TemporaryError
 
 PACKAGE = "vllm_videollava"
 MAX_CHARACTERS = 500

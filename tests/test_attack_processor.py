@@ -89,7 +89,7 @@ def prepared(folder: Path):
     """What the connector hands over, and what another connector might."""
     from vllm.multimodal.media import MediaWithBytes
 
-    from vllm_videollava.pixels import PreparedImage
+    from vllm_videollava.decoding.pixels import PreparedImage
 
     shapes = one_of([(2, 56, 56, 3)] * 3 + [(2, 55, 56, 3), (1, 56, 56, 3), (2, 56, 56), (2, 3, 56, 56), (0,)])
     dtypes = one_of([np.uint8, np.uint8, np.int8, np.float32])
@@ -345,7 +345,7 @@ def changed_engine_inputs(draw, engine_input):
 def test_the_gate_lets_pass_what_the_engine_takes_and_nothing_else(renderer):
     from vllm.renderers import TokenizeParams
 
-    from vllm_videollava.engine_gate import check_engine_input
+    from vllm_videollava.rendering.engine_gate import check_engine_input
 
     media = {"image": [GOOD["image"][0], GOOD["image"][1]], "video": [GOOD["video"][0]]}
     prompt = {"prompt_token_ids": [1, 257, 5, 258, 257, 6], "multi_modal_data": media}

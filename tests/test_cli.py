@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from vllm_videollava import cli, tiny_checkpoint
+from vllm_videollava import tiny_checkpoint
+from vllm_videollava.commands import main as cli
 
 TINY, OFFICIAL = str(tiny_checkpoint()), "LanguageBind/Video-LLaVA-7B"
 
@@ -108,7 +109,7 @@ def test_help_is_our_own(run, capsys, flag):
 
 
 def test_the_default_in_the_help_is_our_own():
-    command = [sys.executable, "-m", "vllm_videollava.cli", "serve", "--help=model"]
+    command = [sys.executable, "-m", "vllm_videollava.commands.main", "serve", "--help=model"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"(default: {OFFICIAL})" in " ".join(output.split())
     assert "Qwen" not in output

@@ -11,11 +11,10 @@ from av.stream import Disposition
 from clips import CODECS, X265, decode_all, encode_as, encode_clip, moving_frames, smooth_frames
 from PIL import Image
 
-from vllm_videollava import clip_decoder
-from vllm_videollava.clip_decoder import decode_frames
-from vllm_videollava.envs import Settings
-from vllm_videollava.errors import MediaError
-from vllm_videollava.frames import sample_indices
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.sampling import sample_indices
+from vllm_videollava.decoding.settings import Settings
+from vllm_videollava.decoding.video import decode_frames
 
 # Where a part of the clip is enough to give its frames.
 INDEXED = {
@@ -52,7 +51,7 @@ def test_frames_are_those_of_the_whole_clip(codec_and_clip, num_frames, threads)
 def test_only_what_is_needed_is_decoded(codec_and_clip, monkeypatch):
     name, data = codec_and_clip
     whole = []
-    monkeypatch.setattr(clip_decoder, "_decode_whole", lambda *args: whole.append(args) or np.zeros(1))
+    monkeypatch.setattr("vllm_videollava.decoding.video._decode_whole", lambda *args: whole.append(args) or np.zeros(1))
     decode(data)
     assert bool(whole) != (name in INDEXED or name == "WebP")
 
@@ -126,7 +125,7 @@ def test_a_part_cut_out_of_a_clip(name, first, last):
 @pytest.mark.parametrize("tenths", [5, 17])
 def test_what_an_edit_list_leaves_out_is_not_counted(name, tenths, monkeypatch):
     """A clip that begins before its time 0: players decode what lies before, but do not show it."""
-    monkeypatch.setattr(clip_decoder, "_decode_whole", None)
+    monkeypatch.setattr("vllm_videollava.decoding.video._decode_whole", None)
     data = cut_packets(encode_as(name, moving_frames(61, 96, 144)), "mp4", 0, 61, tenths)
     every = decode_all(data)
     assert len(every) == 61 - tenths

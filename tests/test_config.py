@@ -14,7 +14,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers import VideoLlavaConfig as TransformersConfig
 
 import vllm_videollava
-from vllm_videollava.config import VideoLlavaConfig
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
 
 # config.json of LanguageBind/Video-LLaVA-7B, as far as it matters.
 OFFICIAL = {

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from vllm_videollava import cpu_count as module
-from vllm_videollava.cpu_count import cpu_count
+from vllm_videollava.decoding import cpu_count as module
+from vllm_videollava.decoding.cpu_count import cpu_count
 
 QUOTAS = {
     "none": ({}, 8),

@@ -11,8 +11,8 @@ import urllib.parse
 
 import pytest
 
-from vllm_videollava.data_urls import decode_base64, split_data_url
-from vllm_videollava.errors import MediaError
+from vllm_videollava.decoding.data_urls import decode_base64, split_data_url
+from vllm_videollava.decoding.errors import MediaError
 
 MIB = 1 << 20
 # Every byte, in an order in which base64 has each of its characters, and of each length modulo 3.

@@ -18,10 +18,9 @@ import numpy as np
 import pytest
 from conftest import ROOT, TESTS, wait_until
 
-from vllm_videollava import decode_pool
-from vllm_videollava.decode_pool import SMALL_BYTES, DecodePool, DecoderUnavailableError, Job, Lane
-from vllm_videollava.envs import Settings
-from vllm_videollava.errors import MediaError
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.pool import SMALL_BYTES, DecodePool, DecoderUnavailableError, Job, Lane
+from vllm_videollava.decoding.settings import Settings
 
 LARGE = bytes(SMALL_BYTES)
 
@@ -83,7 +82,7 @@ HARM = {
 
 @pytest.mark.parametrize("harm", HARM)
 def test_harm_costs_one_request(make_pool, harm, monkeypatch):
-    monkeypatch.setattr(decode_pool, "SECONDS_OF_GRACE", 1)
+    monkeypatch.setattr("vllm_videollava.decoding.pool.SECONDS_OF_GRACE", 1)
     pool = make_pool(decode_workers=1, decode_seconds=1, decode_memory_mb=512)
     for _ in range(2):
         with pytest.raises(MediaError) as error:
@@ -112,7 +111,7 @@ def test_requests_are_decoded_at_the_same_time(make_pool):
 
 
 def test_a_lone_clip_may_use_all_cores_and_many_share_them(make_pool, monkeypatch):
-    monkeypatch.setattr(decode_pool, "cpu_count", lambda: 4)
+    monkeypatch.setattr("vllm_videollava.decoding.pool.cpu_count", lambda: 4)
     pool = make_pool()
 
     def count_threads() -> int:
@@ -126,7 +125,7 @@ def test_a_lone_clip_may_use_all_cores_and_many_share_them(make_pool, monkeypatc
 
 
 def test_processors_are_divided_among_servers(monkeypatch):
-    monkeypatch.setattr(decode_pool, "cpu_count", lambda: 8)
+    monkeypatch.setattr("vllm_videollava.decoding.pool.cpu_count", lambda: 8)
     for num_sharers, num_workers in ((1, 8), (2, 4), (3, 2), (16, 1)):
         assert DecodePool(Settings(), num_sharers)._most_running[Lane.LARGE_VIDEO] == num_workers
 
@@ -210,7 +209,7 @@ def test_what_the_last_user_leaves_is_dropped(make_pool):
 
 def test_whether_a_clip_is_refused_does_not_depend_on_others(make_pool, monkeypatch):
     """Alone it might have two threads, and each of them its time."""
-    monkeypatch.setattr(decode_pool, "cpu_count", lambda: 2)
+    monkeypatch.setattr("vllm_videollava.decoding.pool.cpu_count", lambda: 2)
     pool = make_pool(decode_seconds=2)
 
     def work(seconds: float) -> int:
@@ -320,14 +319,16 @@ def test_a_worker_that_the_system_ends_is_not_the_clients_fault(make_pool):
 @pytest.mark.parametrize("broken", ["no python", "no package", "no PyAV", "no descriptor"])
 def test_a_worker_that_cannot_start_is_not_the_clients_fault(make_pool, broken, monkeypatch, tmp_path):
     pool = make_pool()
-    monkeypatch.setattr(decode_pool, "SECONDS_TO_START", 20)
+    monkeypatch.setattr("vllm_videollava.decoding.pool.SECONDS_TO_START", 20)
     if broken == "no python":
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     elif broken == "no package":
         # In the worker, another package of the name is found first.
-        (tmp_path / "vllm_videollava").mkdir()
-        (tmp_path / "vllm_videollava" / "__init__.py").touch()
-        (tmp_path / "vllm_videollava" / "decode_worker.py").write_text("raise SystemExit(3)")
+        package = tmp_path / "vllm_videollava"
+        (package / "decoding").mkdir(parents=True)
+        (package / "__init__.py").touch()
+        (package / "decoding" / "__init__.py").touch()
+        (package / "decoding" / "worker.py").write_text("raise SystemExit(3)")
         monkeypatch.syspath_prepend(tmp_path)
     elif broken == "no PyAV":
         (tmp_path / "av.py").write_text("raise ImportError('a broken library')")
@@ -351,7 +352,7 @@ def test_a_worker_finds_the_package_where_this_process_does(tmp_path):
     script = f"""if True:
         import sys
         sys.path.insert(0, {str(ROOT)!r})
-        from vllm_videollava.media_io import check_decoding
+        from vllm_videollava.media.io import check_decoding
         check_decoding()
     """
     (tmp_path / "vllm_videollava").symlink_to(ROOT / "vllm_videollava")
@@ -374,7 +375,7 @@ def test_a_hard_limit_of_memory_is_kept(tmp_path):
     """Of a process whose memory somebody has limited for good, workers live within that limit."""
     script = """if True:
         import resource
-        from vllm_videollava.media_io import check_decoding
+        from vllm_videollava.media.io import check_decoding
         resource.setrlimit(resource.RLIMIT_DATA, (6 << 30, 6 << 30))
         check_decoding()
     """
@@ -409,7 +410,7 @@ def test_nothing_is_left_behind(end, busy):
     """However a process ends, whether its workers wait or hang, they are gone soon; what they share has no name."""
     script = f"""if True:
         import sys, time
-        from vllm_videollava.decode_pool import Job, shared_pool
+        from vllm_videollava.decoding.pool import Job, shared_pool
         pool = shared_pool()
         worked = pool.submit(Job("video", "misbehaviour:work_for", b"", {{"seconds": 0}}, (8,))).result()
         print(int.from_bytes(worked.tobytes(), "big"), flush=True)
@@ -434,5 +435,5 @@ def test_nothing_is_left_behind(end, busy):
         # To all processes of the group, as a terminal does.
         os.killpg(process.pid, SIGNALS[end])
     _, errors = process.communicate(timeout=20)
-    assert "decode_worker" not in errors
+    assert "vllm_videollava.decoding.worker" not in errors
     wait_until(lambda: not Path(f"/proc/{worker}").exists())

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import wait_until
 
-from vllm_videollava.decoded_clips import DecodedClips
-from vllm_videollava.errors import MediaError
+from vllm_videollava.decoding.cache import DecodedClips
+from vllm_videollava.decoding.errors import MediaError
 
 
 class Decoder:

@@ -8,10 +8,10 @@ import pytest
 from clips import CODECS, decode_all, encode_as, encode_clip, moving_frames
 from test_clip_decoder import TURNS
 
-from vllm_videollava.clip_decoder import decode_frames
-from vllm_videollava.envs import Settings
-from vllm_videollava.errors import MediaError
-from vllm_videollava.frames import sample_indices
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.sampling import sample_indices
+from vllm_videollava.decoding.settings import Settings
+from vllm_videollava.decoding.video import decode_frames
 
 decord = pytest.importorskip("decord")
 
@@ -110,7 +110,7 @@ def test_a_narrow_clip():
 
 
 def test_pyav_decodes_unless_decord_is_chosen(monkeypatch):
-    import vllm_videollava.decord_decoder as module
+    import vllm_videollava.decoding.decord_video as module
 
     monkeypatch.setattr(module, "read_frames", None)
     data = encode_clip(moving_frames(20, 64, 96))

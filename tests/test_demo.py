@@ -10,12 +10,12 @@ import av
 import numpy as np
 from PIL import Image
 
-from vllm_videollava.tiny.demo import choose_questions, show_frames
+from vllm_videollava.commands.demo import choose_questions, show_frames
 from vllm_videollava.tiny.world import draw_clip_scene
 
 
 def test_the_demo_answers_about_the_clip_that_is_asked_for(tmp_path):
-    command = [sys.executable, "-m", "vllm_videollava.cli", "demo", "--seed", "1"]
+    command = [sys.executable, "-m", "vllm_videollava.commands.main", "demo", "--seed", "1"]
     wishes = ["--shape", "circle", "--colour", "red", "--moves", "left"]
     output = subprocess.run(
         [*command, *wishes], check=True, capture_output=True, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
@@ -37,7 +37,7 @@ def test_the_demo_answers_about_the_clip_that_is_asked_for(tmp_path):
 
 
 def test_a_negative_seed_is_refused():
-    command = [sys.executable, "-m", "vllm_videollava.cli", "demo", "--seed", "-1"]
+    command = [sys.executable, "-m", "vllm_videollava.commands.main", "demo", "--seed", "-1"]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert (refused.returncode, refused.stderr) == (1, "--seed must not be negative.\n")
 

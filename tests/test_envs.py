@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from vllm_videollava.envs import Settings, read_settings, variable
+from vllm_videollava.decoding.settings import Settings, read_settings, variable
 
 FIELDS = [field.name for field in fields(Settings)]
 NUMBERS = [field for field in FIELDS if field != "decoder"]

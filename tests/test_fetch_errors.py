@@ -15,9 +15,9 @@ from vllm.connections import HTTPConnection
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 from vllm.multimodal.media import MediaConnector, MediaIO
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.fetch_errors import REQUEST_TOO_LARGE, fetch_refusals, translate
-from vllm_videollava.temporary_errors import FetchError
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.media.fetch_errors import REQUEST_TOO_LARGE, fetch_refusals, translate
+from vllm_videollava.media.temporary_errors import FetchError
 
 
 class BytesIO(MediaIO[bytes]):

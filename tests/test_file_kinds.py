@@ -19,10 +19,10 @@ from clips import CODECS, encode_as, encode_clip, moving_frames
 from damage import good_images
 from PIL import Image
 
-from vllm_videollava.clip_decoder import decode_frames
-from vllm_videollava.envs import Settings
-from vllm_videollava.errors import MediaError
-from vllm_videollava.file_kinds import HEAD_BYTES, describe, explain
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.file_kinds import HEAD_BYTES, describe, explain
+from vllm_videollava.decoding.settings import Settings
+from vllm_videollava.decoding.video import decode_frames
 
 
 def picture(name: str, **options) -> bytes:

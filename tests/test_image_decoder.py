@@ -14,8 +14,8 @@ from clips import encode_clip, smooth_frames
 from PIL import Image
 from vllm.multimodal.image import convert_image_mode
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.image_decoder import decode_image
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.image import decode_image
 
 RGB = smooth_frames(1, 32, 48)[0]
 LOSSLESS = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
@@ -317,9 +317,9 @@ def test_only_a_worker_loads_the_decoder_of_heif_and_lifts_the_limit_of_pillow()
 import sys
 from PIL import Image
 limit = Image.MAX_IMAGE_PIXELS
-import vllm_videollava.decode_pool, vllm_videollava.pixels, vllm_videollava.rgb
+import vllm_videollava.decoding.pool, vllm_videollava.decoding.pixels, vllm_videollava.decoding.rgb
 assert "pillow_heif" not in sys.modules and Image.MAX_IMAGE_PIXELS == limit
-import vllm_videollava.image_decoder
+import vllm_videollava.decoding.image
 assert "pillow_heif" in sys.modules and Image.MAX_IMAGE_PIXELS is None
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from clips import decode_all, join_clips, moving_frames
 
-from vllm_videollava import clip_decoder
-from vllm_videollava.clip_decoder import decode_frames
-from vllm_videollava.envs import Settings
+from vllm_videollava.decoding import video
+from vllm_videollava.decoding.settings import Settings
+from vllm_videollava.decoding.video import decode_frames
 
 X264 = {
     "CAVLC": ({"crf": "12", "g": "6", "coder": "vlc"}, {"crf": "30", "g": "6", "coder": "vlc"}),
@@ -53,8 +53,10 @@ def assert_right(data: bytes, num_frames: int, threads: int) -> None:
 def decoded_whole(monkeypatch) -> list:
     """What was decoded from beginning to end."""
     calls = []
-    decode_whole = clip_decoder._decode_whole
-    monkeypatch.setattr(clip_decoder, "_decode_whole", lambda *args: calls.append(1) or decode_whole(*args))
+    decode_whole = video._decode_whole
+    monkeypatch.setattr(
+        "vllm_videollava.decoding.video._decode_whole", lambda *args: calls.append(1) or decode_whole(*args)
+    )
     return calls
 
 

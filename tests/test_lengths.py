@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from vllm_videollava.lengths import check_length
+from vllm_videollava.rendering.lengths import check_length
 
 PER_ITEM = {"image": 256, "video": 2056}
 TOO_LONG = {

@@ -14,11 +14,11 @@ from PIL import Image
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.image import rgba_to_rgb
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.frames import sample_indices
-from vllm_videollava.media import VideoLlavaDataParser, count_media, to_frames, to_rgb
-from vllm_videollava.pixel_format import PixelFormat
-from vllm_videollava.pixels import prepare_image
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.decoding.pixels import prepare_image
+from vllm_videollava.decoding.sampling import sample_indices
+from vllm_videollava.media.parser import VideoLlavaDataParser, count_media, to_frames, to_rgb
 
 SIZE = 64
 

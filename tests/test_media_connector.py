@@ -15,15 +15,15 @@ from http_client import data_url
 from PIL import Image
 from vllm.multimodal.media import MediaConnector
 
-from vllm_videollava.errors import MediaError
-from vllm_videollava.media_connector import (
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.media.connector import (
     VideoLlavaMediaConnector,
     add_engine,
     make_connector,
     media_become,
     remove_engine,
 )
-from vllm_videollava.pixel_format import PixelFormat
 
 FORMAT = PixelFormat(num_frames=8, image_size=48, video_size=48, original=True)
 CLIP = encode_clip(moving_frames(12, 48, 64))

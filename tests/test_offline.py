@@ -100,9 +100,9 @@ def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
 def test_decoding_overlaps_with_generation(llm, tmp_path, monkeypatch):
     from vllm import SamplingParams
 
-    from vllm_videollava import media_io
+    from vllm_videollava.decoding.pool import shared_pool
 
-    pool, decoded_at = media_io.shared_pool(), []
+    pool, decoded_at = shared_pool(), []
     submit = pool.submit
 
     def submit_slowly(job):

@@ -10,10 +10,10 @@ import pytest
 from clips import moving_frames
 from PIL import Image
 
-from vllm_videollava import clip_decoder
-from vllm_videollava.clip_decoder import decode_picture_sequence
-from vllm_videollava.envs import Settings
-from vllm_videollava.errors import MediaError
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.image import decode_image
+from vllm_videollava.decoding.settings import Settings
+from vllm_videollava.decoding.video import decode_picture_sequence
 
 FRAMES = moving_frames(20, 48, 64)
 
@@ -50,8 +50,9 @@ def test_other_formats_and_modes_than_jpeg():
 
 def test_each_picture_is_decoded_once(monkeypatch):
     decoded = []
-    decode_image = clip_decoder.decode_image
-    monkeypatch.setattr(clip_decoder, "decode_image", lambda *args: decoded.append(args) or decode_image(*args))
+    monkeypatch.setattr(
+        "vllm_videollava.decoding.video.decode_image", lambda *args: decoded.append(args) or decode_image(*args)
+    )
     decode(*PICTURES[:3])
     decode(*[PICTURES[0]] * 12)
     decode(PICTURES[0], PICTURES[1], PICTURES[0])

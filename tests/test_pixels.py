@@ -11,7 +11,7 @@ from PIL import Image
 from reference.pixels import original_image, original_video
 from transformers import VideoLlavaImageProcessor
 
-from vllm_videollava.pixels import frame_pixels, image_pixels, prepare_image
+from vllm_videollava.decoding.pixels import frame_pixels, image_pixels, prepare_image
 
 SIZES = [(224, 224), (225, 224), (360, 640), (640, 360), (100, 37), (37, 100), (17, 17), (1, 1), (7, 300), (449, 448)]
 # Where floating point makes the longer side of a video one less, and where the crop starts at half a pixel.
@@ -84,7 +84,7 @@ def test_panoramas_take_little_memory(height, width):
     script = f"""
 import os, resource
 import numpy as np
-from vllm_videollava.pixels import prepare_image
+from vllm_videollava.decoding.pixels import prepare_image
 rgb = np.full(({height}, {width}, 3), 200, np.uint8)
 pages = int(open("/proc/self/statm").read().split()[5])
 resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + (400 << 20),) * 2)

@@ -7,8 +7,8 @@ import pytest
 from asking import SYSTEM
 from transformers import LlamaTokenizer
 
-from vllm_videollava.prompt import CHAT_TEMPLATE, check_placeholders, collapse_placeholders
-from vllm_videollava.tokenizer import VideoLlavaTokenizer
+from vllm_videollava.text.conversation import CHAT_TEMPLATE, check_placeholders, collapse_placeholders
+from vllm_videollava.text.tokenizer import VideoLlavaTokenizer
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 

@@ -29,7 +29,7 @@ def test_make_target_exists(target):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command_exists(command):
     help_text = subprocess.run(
-        [sys.executable, "-m", "vllm_videollava.cli", "--help"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "vllm_videollava.commands.main", "--help"], check=True, capture_output=True, text=True
     ).stdout
     assert command in re.search(r"\{(.*?)\}", help_text)[1].split(",")
 

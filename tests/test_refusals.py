@@ -59,16 +59,16 @@ def test_bad_sentences(sentence, fault):
 TESTS = """
 import pytest
 import refusals
-import vllm_videollava.errors
+import vllm_videollava.decoding.errors
 
 def raise_in_package(error_type, sentence):
-    code = compile("raise error_type(sentence)", vllm_videollava.errors.__file__, "exec")
-    exec(code, {**vars(vllm_videollava.errors), "error_type": error_type, "sentence": sentence})
+    code = compile("raise error_type(sentence)", vllm_videollava.decoding.errors.__file__, "exec")
+    exec(code, {**vars(vllm_videollava.decoding.errors), "error_type": error_type, "sentence": sentence})
 
 def test_error_about_media():
     try:
-        raise_in_package(vllm_videollava.errors.MediaError, "the video is empty.")
-    except vllm_videollava.errors.MediaError:
+        raise_in_package(vllm_videollava.decoding.errors.MediaError, "the video is empty.")
+    except vllm_videollava.decoding.errors.MediaError:
         pass
 
 def test_expected_error():

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from vllm_videollava.request_options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.media.options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
 
 FINE_MEDIA = [
     None,

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 from vllm.sampling_params import StructuredOutputsParams
 
-from vllm_videollava.request_values import check_request, check_text
+from vllm_videollava.rendering.values import check_request, check_text
 
 
 class Request(BaseModel):

@@ -119,7 +119,7 @@ def test_an_id_is_not_a_hash_of_what_others_send(server_url, alone):
     from vllm.multimodal.hasher import MultiModalHasher
     from vllm.multimodal.media import MediaWithBytes
 
-    from vllm_videollava.media_io import MediaFileIO
+    from vllm_videollava.media.io import MediaFileIO
 
     _, reply = chat(server_url, text("Hi"))
     data_url = OTHER_IMAGE["image_url"]["url"]

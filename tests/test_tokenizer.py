@@ -14,8 +14,8 @@ from conftest import TESTS
 from transformers import LlamaTokenizer
 from vllm.tokenizers.hf import maybe_make_thread_pool
 
-from vllm_videollava.config import register
-from vllm_videollava.tokenizer import VideoLlavaTokenizer, limit_token_ids
+from vllm_videollava.checkpoints.config import register
+from vllm_videollava.text.tokenizer import VideoLlavaTokenizer, limit_token_ids
 
 DATA = TESTS / "data" / "tokenizer"
 ORIGINAL_PLACEHOLDER = -200

@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from vllm_videollava import frames, pixels, tiny
+from vllm_videollava import tiny
+from vllm_videollava.decoding import pixels, sampling
 
 MARK = "code.sha256"
 
@@ -16,7 +17,7 @@ def mark_folder(folder: Path) -> None:
     """
     folders = Path(__file__).parent, Path(tiny.__file__).parent
     sources = [
-        Path(frames.__file__),
+        Path(sampling.__file__),
         Path(pixels.__file__),
         *(path for each in folders for path in sorted(each.glob("*.py"))),
     ]

@@ -13,8 +13,8 @@ from PIL import Image
 from tiny_config import VIDEO_TOWER
 from tqdm import tqdm
 
-from vllm_videollava.frames import sample_indices
-from vllm_videollava.pixels import frame_pixels, image_pixels
+from vllm_videollava.decoding.pixels import frame_pixels, image_pixels
+from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.tiny.drawing import coverage, draw_frames, encode_frames
 from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, Thing, draw_clip_scene, draw_image_scene
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vllm_videollava.pixels import IMAGE_MEAN, IMAGE_STD
+from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 
 
 class Attention(nn.Module):

@@ -24,8 +24,9 @@ def register() -> None:
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
 
-    from vllm_videollava import config, engine_defaults
+    from vllm_videollava import plugin
+    from vllm_videollava.checkpoints import config
 
     config.register()
-    engine_defaults.register(ARCHITECTURE)
-    ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model:{ARCHITECTURE}")
+    plugin.register(ARCHITECTURE)
+    ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model.video_llava:{ARCHITECTURE}")

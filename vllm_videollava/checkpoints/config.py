@@ -1,0 +1,237 @@
+"""One config class for both checkpoint formats, the original's and transformers'."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
+
+from vllm_videollava import ARCHITECTURE
+from vllm_videollava.checkpoints.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.media.options import shorten
+
+
+class VideoLlavaConfig(PreTrainedConfig):
+    """What Video-LLaVA's checkpoints say, in one form.
+
+    `from_dict` takes the config.json of either format. The class has the name
+    of transformers' own config so that transformers' auto classes, which go by
+    it, still find their `VideoLlavaForConditionalGeneration`.
+    """
+
+    model_type = "video_llava"
+    sub_configs: ClassVar = {"text_config": LlamaConfig, "image_config": TowerConfig, "video_config": TowerConfig}
+
+    text_config: LlamaConfig | dict | None = None
+    image_config: TowerConfig | dict | None = None
+    video_config: TowerConfig | dict | None = None
+    # The hidden state that leaves the towers, in transformers' numbering: -2 skips the last layer.
+    vision_feature_layer: int = -2
+    image_keeps_cls: bool = False
+    projector_depth: int = 2
+    projector_hidden_act: str = "gelu"
+    projector_bias: bool = True
+    # Whose pixel transforms and prompt ids hold: the original code's or transformers'.
+    original_format: bool = True
+    # Frames sampled from a clip.
+    num_frames: int = 8
+    # Of the language model; transformers and vLLM look for it here.
+    tie_word_embeddings: bool = False
+    # Folder or repository of each tower's own weights, where the checkpoint may come without them.
+    image_tower_source: str | None = None
+    video_tower_source: str | None = None
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _as_config(self.text_config, LlamaConfig)
+        self.image_config = _as_config(self.image_config, TowerConfig)
+        self.video_config = _as_config(self.video_config, TowerConfig)
+        self.architectures = [ARCHITECTURE]
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Build the config from either format's config.json or from one of our own.
+
+        Raises:
+            ValueError: the checkpoint cannot be served; the sentence names the
+                field, its value and what is supported.
+        """
+        checkpoint = str(kwargs.get("name_or_path", config_dict.get("_name_or_path", "")))
+        if is_original_format(config_dict):
+            config_dict = _from_original(config_dict, checkpoint)
+        elif "vision_config" in config_dict:
+            config_dict = _from_transformers(config_dict)
+        return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def tokens_per_image(self) -> int:
+        return self.image_config.num_positions - (not self.image_keeps_cls)
+
+    @property
+    def tokens_per_video(self) -> int:
+        return self.num_frames * self.video_config.num_positions
+
+    @property
+    def tokens_per_item(self) -> dict[str, int]:
+        """By modality, the tokens that one image or video takes."""
+        return {"image": self.tokens_per_image, "video": self.tokens_per_video}
+
+    @property
+    def pixel_format(self) -> PixelFormat:
+        sizes = self.image_config.image_size, self.video_config.image_size
+        return PixelFormat(self.num_frames, *sizes, original=self.original_format)
+
+
+class LlavaConfigDispatch(LlavaConfig):
+    """Stands in for `LlavaConfig`: both LLaVA and the original Video-LLaVA call themselves "llava"."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        config_class = VideoLlavaConfig if is_original_format(config_dict) else LlavaConfig
+        return config_class.from_dict(config_dict, **kwargs)
+
+
+def register() -> None:
+    """Make transformers' `AutoConfig` return `VideoLlavaConfig` for both formats."""
+    AutoConfig.register("llava", LlavaConfigDispatch, exist_ok=True)
+    AutoConfig.register("video_llava", VideoLlavaConfig, exist_ok=True)
+
+
+def is_original_format(config_dict: dict[str, Any]) -> bool:
+    """Whether this is the config.json of the original code (LLaVA's has `text_config` or `mm_vision_tower`)."""
+    return "mm_video_tower" in config_dict and "text_config" not in config_dict
+
+
+def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Callable) -> None:
+    """Check what vLLM's `hf_overrides` has made of a config.
+
+    Raises:
+        ValueError: an override changes what the weights mean, or has no effect.
+    """
+    for name in overrides if isinstance(overrides, Mapping) else ():
+        if name.startswith("mm_") or name in _names_of_architecture():
+            raise ValueError(f"hf_overrides has {shorten(name)}, which the weights fix; leave it out.")
+        if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
+            raise ValueError(f"hf_overrides has {shorten(name)}, which has no effect there; put it into 'text_config'.")
+    tower = config.video_config
+    if tower.add_time_attn and config.num_frames != tower.num_frames:
+        raise ValueError(
+            f"num_frames is {shorten(config.num_frames)}, but the video tower attends over {tower.num_frames} frames; "
+            "the two must be equal."
+        )
+    _check_layer("vision_feature_layer", config.vision_feature_layer, config.image_config, tower)
+
+
+def _names_of_architecture() -> set[str]:
+    """Return the fields of either format, and of our own, that say what the towers and the projector are."""
+    from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
+
+    both = _own_fields(VideoLlavaConfig) | _own_fields(TransformersConfig)
+    return both - _own_fields(LlamaConfig) - {"text_config"}
+
+
+def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
+
+
+def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    if values.get("mm_use_im_start_end"):
+        raise ValueError("mm_use_im_start_end is true; only checkpoints without start and end tokens are supported.")
+    feature = values.get("mm_vision_select_feature", "patch")
+    if feature not in ("patch", "cls_patch"):
+        raise ValueError(f"mm_vision_select_feature is {feature!r}; 'patch' and 'cls_patch' are supported.")
+    image_source, image_config = _original_tower(values, "mm_image_tower", checkpoint)
+    video_source, video_config = _original_tower(values, "mm_video_tower", checkpoint)
+    layer = values.get("mm_vision_select_layer", -2)
+    _check_layer("mm_vision_select_layer", layer, image_config, video_config)
+    hidden_sizes = {image_config.hidden_size, video_config.hidden_size, values.get("mm_hidden_size")} - {None}
+    if len(hidden_sizes) != 1:
+        raise ValueError(
+            f"mm_hidden_size is {_show(values.get('mm_hidden_size'))}, the image tower has {image_config.hidden_size} "
+            f"features and the video tower {video_config.hidden_size}; they must be equal."
+        )
+    return {
+        **_shared_fields(values),
+        "text_config": LlamaConfig(**_llama_fields(values)),
+        "image_config": image_config,
+        "video_config": video_config,
+        "vision_feature_layer": layer,
+        "image_keeps_cls": feature == "cls_patch",
+        "projector_depth": _original_projector_depth(values.get("mm_projector_type", "linear")),
+        "num_frames": video_config.num_frames,
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
+        "image_tower_source": image_source,
+        "video_tower_source": video_source,
+    }
+
+
+def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tuple[str, TowerConfig]:
+    name = values.get(field)
+    if not isinstance(name, str):
+        raise ValueError(f"{field} is {_show(name)}; the name of a LanguageBind tower is needed.")
+    location = locate_tower(name, checkpoint)
+    return location, read_tower_config(field, location)
+
+
+def _show(value: Any) -> str:
+    return "null or missing" if value is None else repr(value)
+
+
+def _check_layer(field: str, layer: Any, *towers: TowerConfig) -> None:
+    most = min(tower.num_hidden_layers for tower in towers)
+    if type(layer) is not int or not -most - 1 <= layer <= most:
+        raise ValueError(f"{field} is {_show(layer)}; whole numbers from {-most - 1} to {most} are supported.")
+
+
+def _original_projector_depth(projector_type: Any) -> int:
+    if projector_type == "linear":
+        return 1
+    if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(projector_type)):
+        return int(match[1])
+    raise ValueError(f"mm_projector_type is {_show(projector_type)}; 'linear' and 'mlpNx_gelu' are supported.")
+
+
+def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
+    layer = values.get("vision_feature_layer", -2)
+    strategy = values.get("vision_feature_select_strategy", "default")
+    if strategy not in ("default", "full"):
+        raise ValueError(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are supported.")
+    # transformers' config class knows its own defaults and older spellings.
+    from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
+
+    config = TransformersConfig.from_dict(dict(values))
+    if not isinstance(config.text_config, LlamaConfig):
+        raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
+    tower = tower_config(config.vision_config.to_dict())
+    _check_layer("vision_feature_layer", layer, tower)
+    return {
+        **_shared_fields(values),
+        "text_config": config.text_config,
+        "image_config": tower,
+        "video_config": tower,
+        "vision_feature_layer": layer,
+        "image_keeps_cls": strategy == "full",
+        "projector_hidden_act": config.projector_hidden_act,
+        "projector_bias": config.multimodal_projector_bias,
+        "original_format": False,
+        # Older versions of transformers wrote the inner value only.
+        "tie_word_embeddings": values.get("tie_word_embeddings", config.text_config.tie_word_embeddings),
+    }
+
+
+def _shared_fields(values: dict[str, Any]) -> dict[str, Any]:
+    names = ("torch_dtype", "dtype", "quantization_config", "compression_config")
+    return {name: values[name] for name in names if name in values}
+
+
+def _llama_fields(values: dict[str, Any]) -> dict[str, Any]:
+    # rope_theta and rope_scaling are older spellings that LlamaConfig turns into rope_parameters.
+    known = {field.name for field in fields(LlamaConfig)} | {"torch_dtype", "rope_theta", "rope_scaling"}
+    dropped = {"architectures", "id2label", "label2id"}
+    return {name: value for name, value in values.items() if name in known - dropped}
+
+
+def _as_config(value: PreTrainedConfig | dict | None, config_class: type[PreTrainedConfig]) -> PreTrainedConfig:
+    return value if isinstance(value, PreTrainedConfig) else config_class(**(value or {}))

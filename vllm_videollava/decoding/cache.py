@@ -1,0 +1,87 @@
+"""The last clips that were decoded, so that a chat about one of them decodes it once."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from cachetools import LRUCache
+
+from vllm_videollava.decoding.settings import read_settings
+
+Submit = Callable[[], Future[np.ndarray]]
+"""Begins to decode, and returns a future that is dropped when it is cancelled before its turn."""
+
+
+@dataclass(eq=False)
+class _Pending:
+    future: Future[np.ndarray]
+    num_waiting: int = 0
+
+
+class DecodedClips:
+    """Pixels of clips by key, as many as `max_bytes` have room for; the least recently used go first.
+
+    Whoever asks for a clip that is being decoded for somebody else waits for
+    that; when nobody waits any more, it is dropped.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._results: LRUCache[Any, np.ndarray] = LRUCache(max_bytes, getsizeof=lambda frames: frames.nbytes)
+        self._pending: dict[Any, _Pending] = {}
+        self._lock = threading.RLock()
+
+    def get(self, key: Any, submit: Submit) -> np.ndarray:
+        """Return the pixels that `submit` decodes, or has decoded, or is about to decode for somebody else."""
+        if isinstance(found := self._find(key, submit), np.ndarray):
+            return found
+        try:
+            return found.future.result()
+        finally:
+            self._leave(found)
+
+    async def get_async(self, key: Any, submit: Submit) -> np.ndarray:
+        """As `get`, without holding a thread."""
+        if isinstance(found := self._find(key, submit), np.ndarray):
+            return found
+        try:
+            # One who hangs up does not cancel what others wait for.
+            return await asyncio.shield(asyncio.wrap_future(found.future))
+        finally:
+            self._leave(found)
+
+    def _find(self, key: Any, submit: Submit) -> "np.ndarray | _Pending":
+        with self._lock:
+            if key in self._results:
+                return self._results[key]
+            if (pending := self._pending.get(key)) is None:
+                pending = self._pending[key] = _Pending(submit())
+                pending.future.add_done_callback(partial(self._keep, key))
+            pending.num_waiting += 1
+            return pending
+
+    def _keep(self, key: Any, future: Future[np.ndarray]) -> None:
+        with self._lock:
+            if (pending := self._pending.get(key)) and pending.future is future:
+                del self._pending[key]
+            if future.cancelled() or future.exception():
+                return
+            frames = future.result()
+            if frames.nbytes <= self._results.maxsize:
+                self._results[key] = frames
+
+    def _leave(self, pending: _Pending) -> None:
+        with self._lock:
+            pending.num_waiting -= 1
+            if not pending.num_waiting:
+                pending.future.cancel()
+
+
+@cache
+def decoded_clips() -> DecodedClips:
+    """Return this process's clips."""
+    return DecodedClips(read_settings().decoded_cache_mb << 20)

@@ -1,0 +1,73 @@
+"""Decoding an image file."""
+
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+import pillow_heif
+from PIL import Image, UnidentifiedImageError
+
+from vllm_videollava.decoding.errors import MediaError, check_sides
+from vllm_videollava.decoding.file_kinds import HEAD_BYTES, explain
+from vllm_videollava.decoding.rgb import Colour, to_rgb
+
+FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
+    *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
+)
+"""Pillow's names of those of its formats that start no other program."""
+
+# These two are for the whole process, which is a worker that has imported this before its first file.
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+# Pillow's own limit warns, and then raises at twice the size.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode_image(
+    file: BinaryIO,
+    transform: Callable[[np.ndarray], np.ndarray],
+    max_pixels: int,
+    background: Colour | None = None,
+) -> np.ndarray:
+    """Decode the first picture of an image file, convert it to RGB, and apply `transform`.
+
+    Args:
+        file: the image, open for reading.
+        transform: from the upright picture, uint8 `[H, W, 3]`, to what is
+            wanted of it.
+        max_pixels: of the largest image, 0 for no limit; vLLM's VLLM_MAX_IMAGE_PIXELS.
+        background: see `to_rgb`.
+
+    Returns:
+        What `transform` returned.
+
+    Raises:
+        MediaError: the file is not an image that can be decoded, has too many pixels, or is too narrow.
+    """
+    return transform(_decode(file, max_pixels, background))
+
+
+def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.ndarray:
+    head = file.read(HEAD_BYTES)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            rgb = to_rgb(image, background)
+            # A HEIF file may hold more pixels than it says at first.
+            _check_size(image, max_pixels)
+            return rgb
+    except MediaError:
+        raise
+    except (UnidentifiedImageError, EOFError, OSError, RuntimeError, SyntaxError, ValueError) as error:
+        sentence = "The image is damaged, or in a format that is not supported."
+        if "truncated" in str(error).lower():
+            sentence = "The image is cut off."
+        raise MediaError(explain("image", head) or sentence) from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    check_sides("The image", image.height, image.width)
+    num_pixels = image.width * image.height
+    if 0 < max_pixels < num_pixels:
+        what = f"{image.width}x{image.height} = {num_pixels} pixels"
+        raise MediaError(f"The image has {what}; VLLM_MAX_IMAGE_PIXELS is {max_pixels}.")

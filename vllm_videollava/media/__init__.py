@@ -1,0 +1,1 @@
+"""From a URL, a path or an array to decoded pixels."""

@@ -1,0 +1,167 @@
+"""What can go wrong while media are fetched, said in one sentence that gives nothing of the network away.
+
+Which server is behind an address, and why a connection fails, is for the log
+only: a client could map the server's network with it.
+"""
+
+import http.client
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+
+import aiohttp
+import requests
+import urllib3
+from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
+from vllm import connections
+from vllm.exceptions import VLLMUnprocessableEntityError
+
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.settings import variable
+from vllm_videollava.media.temporary_errors import FetchError
+
+MAX_URL_CHARACTERS = 8192
+"""Of a URL that is not a data URL. vLLM parses URLs where all requests wait for it."""
+
+TRANSIENT_4XX = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+NO_ANSWER = "no complete and valid answer came from its server; check its address, or try again later"
+MALFORMED = "its address, or one that it redirects to, is malformed"
+
+# What aiohttp raises in the server, and requests offline.
+PERMANENT = {
+    (ssl.SSLCertVerificationError,): "the certificate of its server is not valid or not trusted",
+    (ContentEncodingError, requests.exceptions.ContentDecodingError): (
+        "its server compresses it (Content-Encoding) in a way that is damaged or not supported"
+    ),
+    (aiohttp.TooManyRedirects, requests.TooManyRedirects): "its server redirects too often",
+    (aiohttp.NonHttpUrlRedirectClientError, requests.exceptions.InvalidSchema): (
+        "its server redirects to an address that is neither http nor https"
+    ),
+}
+TRANSIENT = (aiohttp.ClientError, OSError, urllib3.exceptions.HTTPError, http.client.HTTPException)
+"""OSError includes time-outs, and what requests raises."""
+# vLLM has it from 0.33 on.
+REQUEST_TOO_LARGE = getattr(connections, "MediaRequestDownloadSizeExceededError", ())
+
+
+@contextmanager
+def fetch_refusals(kind: str, url: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a medium is fetched or read, and not yet decoded, into one sentence.
+
+    Args:
+        kind: "image" or "video".
+        url: as the client wrote it; looked at before anything is fetched.
+
+    Raises:
+        MediaError: the medium cannot be had; asking again does not help.
+        FetchError: asking again may help.
+    """
+    try:
+        _check_url(kind, url)
+        yield
+    except MediaError as refusal:
+        refusal.url = url
+        raise
+    except Exception as error:
+        refusal = translate(kind, url, error)
+        if refusal is None:
+            raise
+        raise refusal from error
+
+
+def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError | None:
+    """Say in one sentence what an error means for a client, or nothing if it is not about fetching or reading."""
+    detail = f"{_redact(url)}: {type(error).__name__}: {_redact(str(error))}"
+    if _scheme(url) == "file":
+        if not isinstance(error, ValueError | RuntimeError | OSError):
+            return None
+        sentence = f"The file of the {kind} cannot be read, or --allowed-local-media-path does not allow it."
+        return MediaError(sentence, detail=detail, url=url)
+    # vLLM wraps some, with the address in its message.
+    cause = error.__cause__ if isinstance(error, VLLMUnprocessableEntityError) else error
+    if reason := _permanent_reason(cause, is_wrapped=cause is not error):
+        return MediaError(f"The {kind} cannot be fetched: {reason}.", detail=detail, url=url)
+    if reason := _transient_reason(cause):
+        return FetchError(f"The {kind} cannot be fetched: {reason}.", detail=detail, url=url)
+    return None
+
+
+def _check_url(kind: str, url: object) -> None:
+    if not isinstance(url, str):
+        raise MediaError(f"The {kind} has no address." if url is None else f"The {kind}'s address is not a text.")
+    scheme = _scheme(url)
+    if scheme not in ("http", "https", "data", "file"):
+        raise MediaError(
+            f"The {kind} cannot be fetched: its address must begin with http://, https://, data: or file://."
+        )
+    if scheme != "data" and len(url) > MAX_URL_CHARACTERS:
+        raise MediaError(
+            f"The {kind} cannot be fetched: its address has {len(url)} characters, "
+            f"but at most {MAX_URL_CHARACTERS} are supported."
+        )
+
+
+def _scheme(url: str) -> str:
+    scheme, colon, _ = url[:64].lstrip().partition(":")
+    return scheme.lower() if colon else ""
+
+
+def _permanent_reason(error: BaseException | None, is_wrapped: bool) -> str | None:
+    chain = list(_chain(error))
+    for types, reason in PERMANENT.items():
+        if any(isinstance(link, types) for link in chain):
+            return reason
+    if isinstance(error, connections.MediaDownloadSizeExceededError):
+        return _too_large("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", error.max_bytes)
+    if isinstance(error, connections.HTTPResponseSizeExceededError):
+        return _too_large(variable("max_media_mb"), error.max_bytes)
+    if isinstance(error, REQUEST_TOO_LARGE):
+        return "the media of this request have more bytes than VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB allows"
+    if (status := _status(error)) and status < 500 and status not in TRANSIENT_4XX:
+        return _describe_status(status)
+    if type(error) is ValueError and "allowed domains" in str(error):
+        return "--allowed-media-domains does not allow its host"
+    if isinstance(error, urllib3.exceptions.LocationParseError | UnicodeError) or (
+        is_wrapped and isinstance(error, ValueError)
+    ):
+        return MALFORMED
+    return None
+
+
+def _transient_reason(error: BaseException | None) -> str | None:
+    if status := _status(error):
+        return f"{_describe_status(status)}; try again later"
+    return NO_ANSWER if isinstance(error, TRANSIENT) else None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the status of an answer; what is not HTTP has none, though aiohttp says 400."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code
+    if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error, aiohttp.ClientHttpProxyError):
+        return None if isinstance(error.__cause__, HttpProcessingError) else error.status
+    return None
+
+
+def _describe_status(status: int) -> str:
+    phrase = f" ({HTTPStatus(status).phrase})" if status in set(HTTPStatus) else ""
+    return f"its server answers with HTTP {status}{phrase}"
+
+
+def _too_large(setting: str, max_bytes: int) -> str:
+    return f"it has more than the {max_bytes} bytes that {setting} allows"
+
+
+def _redact(text: str) -> str:
+    """Shorten a text with URLs for the log, without what may be secret in them, in one line."""
+    text = re.sub(r"//[^/\s]*@", "//", text[:1000])
+    text = re.sub(r"[?#][^\s'\")]+", "?...", text)
+    return text[:300].encode("unicode_escape").decode()

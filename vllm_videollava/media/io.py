@@ -1,0 +1,167 @@
+"""From the files of images and videos to their pixels, within the limits that are set."""
+
+import asyncio
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from vllm import envs as vllm_envs
+from vllm.multimodal.media import MediaIO, MediaWithBytes
+
+from vllm_videollava.decoding.cache import decoded_clips
+from vllm_videollava.decoding.data_urls import decode_base64
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.decoding.pixels import PreparedImage, frame_pixels, prepare_image
+from vllm_videollava.decoding.pool import Job, shared_pool
+from vllm_videollava.decoding.rgb import Colour
+from vllm_videollava.decoding.settings import read_settings, variable
+
+MOST_CHARACTERS = 5
+"""Of base64 for a byte: 4 for 3 bytes, each of which may be written %2F, and some for layout."""
+DECODE_IMAGE = "vllm_videollava.decoding.image:decode_image"
+DECODE_VIDEO = "vllm_videollava.decoding.video:decode_frames"
+DECODE_PICTURES = "vllm_videollava.decoding.video:decode_picture_sequence"
+
+
+@dataclass(frozen=True)
+class MediaFile:
+    """What a client or user has sent.
+
+    Attributes:
+        kind: "image" or "video".
+        data: the file, or for `is_sequence` base64 of several JPEGs with commas between them.
+        digest: of `data`.
+    """
+
+    kind: str
+    data: bytes
+    is_sequence: bool
+    digest: bytes
+
+
+class MediaFileIO(MediaIO[MediaFile]):
+    """Reads no more bytes than VIDEO_LLAVA_MAX_MEDIA_MB allows.
+
+    Raises:
+        MediaError: the file is larger, empty, or not valid base64.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+        self._max_media_mb = read_settings().max_media_mb
+
+    def get_max_bytes(self) -> int:
+        """Return how many bytes vLLM downloads at most."""
+        return self._max_media_mb << 20
+
+    def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
+        self._check_size(len(data))
+        context = f"vllm-videollava {'pictures' if is_sequence else 'file'}"
+        return MediaFile(self._kind, data, is_sequence, blake3(data, derive_key_context=context).digest())
+
+    def load_base64(self, media_type: str, data: str) -> MediaFile:
+        # Decoding takes some times as much memory.
+        if len(data) > MOST_CHARACTERS * self.get_max_bytes():
+            raise MediaError(f"The base64 of the {self._kind} has {len(data)} characters; {self._limit()} bytes.")
+        if self._kind == "video" and media_type.lower() == "video/jpeg":
+            return self.load_bytes(data.encode(), is_sequence=True)
+        return self.load_bytes(decode_base64(self._kind, data))
+
+    def load_file(self, filepath: Path) -> MediaFile:
+        if not filepath.is_file():
+            raise FileNotFoundError(filepath)
+        self._check_size(filepath.stat().st_size)
+        return self.load_bytes(filepath.read_bytes())
+
+    def _check_size(self, num_bytes: int) -> None:
+        if not num_bytes:
+            raise MediaError(f"The {self._kind} is empty.")
+        if num_bytes > self.get_max_bytes():
+            raise MediaError(f"The {self._kind} has {num_bytes} bytes; {self._limit()}.")
+
+    def _limit(self) -> str:
+        return f"{variable('max_media_mb')} is {self._max_media_mb}, which allows {self.get_max_bytes()}"
+
+
+class MediaDecoder:
+    """Has files made into pixels by the processes of `decoding.pool`.
+
+    An image becomes a `PreparedImage`, a video uint8 `[T, S, S, 3]`, S the
+    size of its tower. In place of the file, its digest goes with the pixels,
+    by which vLLM's caches know them.
+
+    Args:
+        background: what transparent images are put on; without one, transparency is dropped.
+
+    Raises:
+        MediaError: the file cannot be decoded, or goes beyond a setting.
+        DecoderUnavailableError: decoding does not work at present.
+    """
+
+    def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
+        self._format = pixel_format
+        self._background = background
+
+    def decode(self, file: MediaFile) -> MediaWithBytes:
+        if file.kind == "image":
+            return self._image(file, shared_pool().submit(self._image_job(file)).result())
+        return MediaWithBytes(decoded_clips().get(self._key(file), partial(self._submit_video, file)), file.digest)
+
+    async def decode_async(self, file: MediaFile) -> MediaWithBytes:
+        if file.kind == "image":
+            future = shared_pool().submit(self._image_job(file))
+            return self._image(file, await asyncio.wrap_future(future))
+        frames = await decoded_clips().get_async(self._key(file), partial(self._submit_video, file))
+        return MediaWithBytes(frames, file.digest)
+
+    def _image(self, file: MediaFile, pixels: np.ndarray) -> MediaWithBytes[PreparedImage]:
+        return MediaWithBytes(pixels.view(PreparedImage), file.digest + bytes(self._background or ()))
+
+    def _image_job(self, file: MediaFile) -> Job:
+        transform = partial(prepare_image, size=self._format.image_size, original=self._format.original)
+        max_pixels = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+        arguments = {"transform": transform, "max_pixels": max_pixels, "background": self._background}
+        return Job("image", DECODE_IMAGE, file.data, arguments, self._format.image_shape)
+
+    def _key(self, file: MediaFile) -> tuple:
+        return file.digest, file.is_sequence, self._format
+
+    def _submit_video(self, file: MediaFile):
+        size, original = self._format.video_size, self._format.original
+        arguments = {
+            "num_frames": self._format.num_frames,
+            "transform": partial(frame_pixels, size=size, original=original),
+            "settings": shared_pool().settings,
+        }
+        if file.is_sequence:
+            arguments["max_pixels"] = vllm_envs.VLLM_MAX_IMAGE_PIXELS
+            job = Job("video", DECODE_PICTURES, file.data, arguments, self._format.clip_shape)
+        else:
+            job = Job("video", DECODE_VIDEO, file.data, arguments, self._format.clip_shape, threaded=True)
+        return shared_pool().submit(job)
+
+
+def check_decoding() -> None:
+    """Decode a small picture, so that an installation that cannot do it fails now and not at the first request.
+
+    Raises:
+        RuntimeError: decoding does not work here.
+    """
+    if not sys.platform.startswith("linux"):
+        raise RuntimeError(f"Images and videos are decoded on Linux only; this is {sys.platform}.")
+    try:
+        pixels = MediaDecoder(PixelFormat(1, 1, 1, True)).decode(MediaFileIO("image").load_bytes(RED_PIXEL)).media
+    except MediaError as error:
+        detail = f" ({error.detail})" if error.detail else ""
+        raise RuntimeError(f"Decoding does not work in this installation{detail}: {error}") from error
+    if not (pixels == (255, 0, 0)).all():
+        raise RuntimeError("Decoding does not work in this installation: a red picture became another.")
+
+
+RED_PIXEL = b"P6 1 1 255\n\xff\x00\x00"
+"""A picture in the format PPM."""

@@ -1,0 +1,363 @@
+"""Images and clips as users and their libraries hand them over, made uniform: 8-bit RGB in an array."""
+
+import dataclasses
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from vllm.multimodal.media import MediaWithBytes
+from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
+
+from vllm_videollava.compat import VideosByIdParser
+from vllm_videollava.decoding import rgb
+from vllm_videollava.decoding.errors import MediaError, check_sides
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.decoding.pixels import PreparedImage
+from vllm_videollava.decoding.rgb import Colour
+from vllm_videollava.decoding.sampling import sample_array, sample_indices
+from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
+from vllm_videollava.media.options import shorten
+from vllm_videollava.text.placeholders import PLACEHOLDERS
+
+_CHANNELS = (3, 4, 1)
+"""RGB, RGBA and grey; of the ways to read a shape, the first of these is taken, and the channels last."""
+_SUPPORTED = {
+    "An image": "a PIL image, an array or tensor, and a pathlib.Path",
+    "A video": "a list of images, an array or tensor, and a pathlib.Path",
+    "A frame": "a PIL image, and an array or tensor",
+}
+
+
+class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
+    """Also takes paths, and what other libraries decode to; keeps vLLM from blending transparent images with white.
+
+    Args:
+        pixel_format: what files are made into.
+        background: what transparent images in files are put on; without one, transparency is dropped.
+    """
+
+    def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
+        super().__init__()
+        self._num_frames = pixel_format.num_frames
+        self._background = background
+        self._decoder = MediaDecoder(pixel_format, background)
+
+    def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
+        """Load, check and convert media.
+
+        An image becomes uint8 `[H, W, 3]` or a `PreparedImage`, a clip uint8
+        `[num_frames, H, W, 3]`, so that vLLM's cache knows equal pixels
+        again however they were handed over.
+
+        Raises:
+            MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported; or there
+                is another modality.
+        """
+        mm_data = dict(mm_data)
+        for modality in mm_data.keys() - PLACEHOLDERS.keys():
+            raise MediaError(
+                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
+            )
+        if (images := mm_data.get("image")) is not None:
+            mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
+        if (videos := mm_data.get("video")) is not None:
+            mm_data["video"] = _read_each("Video", self._read_video, _split_videos(videos))
+        return super().parse_mm_data(mm_data)
+
+    def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
+        file = _read_file(kind, path)
+        try:
+            return self._decoder.decode(file)
+        except MediaError as error:
+            raise _about(path, error) from error
+
+    def _read_image(self, item: Any) -> Any:
+        if isinstance(item, Path):
+            item = self._decode_file("image", item)
+        if isinstance(item, MediaWithBytes):
+            return dataclasses.replace(item, media=self._read_image(item.media))
+        return item if item is None or isinstance(item, PreparedImage) else to_rgb(item, self._background)
+
+    def _read_video(self, item: Any) -> Any:
+        if isinstance(item, Path):
+            item = self._decode_file("video", item)
+        if isinstance(item, MediaWithBytes):
+            return dataclasses.replace(item, media=self._read_video(item.media))
+        if _is_clip_and_more(item):
+            return self._read_video(item[0])
+        return None if item is None else to_frames(item, self._num_frames, self._background)
+
+
+def _read_file(kind: str, path: Path) -> MediaFile:
+    """Read a file of the user, who may well be told its path if that cannot be done."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(0, "Not a file")
+        return MediaFileIO(kind).load_file(path)
+    except MediaError as error:
+        raise _about(path, error) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise MediaError(f"The {kind} file cannot be read: {why}: {str(path)!r}.") from error
+
+
+def _about(path: Path, error: MediaError) -> MediaError:
+    return MediaError(str(error), detail=error.detail, url=path.absolute().as_uri())
+
+
+def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """Read items; of what is wrong with one of several, say which it is."""
+    results = []
+    for number, item in enumerate(items, 1):
+        try:
+            results.append(read(item))
+        except ValueError as error:
+            sentence = f"{kind} {number}: {error}" if len(items) > 1 else str(error)
+            detail, url = getattr(error, "detail", None), getattr(error, "url", None)
+            raise MediaError(sentence, detail=detail, url=url) from error
+    return results
+
+
+def to_rgb(image: Any, background: Colour | None = None) -> np.ndarray:
+    """Convert an image to 8-bit RGB.
+
+    Args:
+        image: a PIL image, for which see `vllm_videollava.decoding.rgb.to_rgb`, or an
+            array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]`, with C = 3, 4
+            (the fourth is alpha) or 1; if both ends have such a size, 3 goes
+            before 4, 4 before 1, and the end before the beginning. Its values
+            are whole numbers from 0 to 255 in any dtype, floats from 0 to 1,
+            or bool. Floats of which none is above 1 are taken for the second,
+            so that 1.0 is white.
+        background: the colour behind transparent pixels; with None transparency is dropped.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        ValueError: it is none of these, or cannot be read.
+    """
+    return _to_rgb(image, "An image", background)
+
+
+def to_frames(frames: Any, num_frames: int | None = None, background: Colour | None = None) -> np.ndarray:
+    """Convert the frames of a clip to one array.
+
+    Args:
+        frames: a list or tuple of images as `to_rgb` takes, all of one size,
+            or an array or tensor of such images. What its values mean is told
+            from all the frames that are wanted.
+        num_frames: how many these are, evenly spread; None for all.
+        background: see `to_rgb`.
+
+    Returns:
+        uint8 `[num_frames, H, W, 3]`.
+
+    Raises:
+        ValueError: it is none of these, or has no frames.
+    """
+    if isinstance(frames, (list, tuple)):
+        if not frames:
+            raise ValueError("The video has no frames.")
+        indices = np.unique(sample_indices(len(frames), num_frames or len(frames)))
+        clip = _list_to_rgb([frames[index] for index in indices], background)
+        return sample_array(clip, num_frames or len(clip))
+    array = _as_array(frames, "A video")
+    _check_shape(tuple(array.shape), "A video", is_clip=True)
+    array = _to_numpy(array, "A video", sample_indices(len(array), num_frames or len(array)))
+    return _arrays_to_rgb(array, "A video", background)
+
+
+def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
+    """Convert frames; what their values mean is told from all together, where they are of one kind."""
+    if not any(isinstance(picture, Image.Image) for picture in pictures):
+        arrays = [_to_numpy(_as_array(picture, "A frame"), "A frame") for picture in pictures]
+        if len({array.shape for array in arrays}) == 1:
+            _check_shape(arrays[0].shape, "A frame")
+            return _arrays_to_rgb(np.stack(arrays), "A frame", background)
+    elif {getattr(picture, "mode", None) for picture in pictures} in ({"I"}, {"F"}):
+        return _wide_grey_to_rgb(pictures)
+    images = [_to_rgb(picture, "A frame", background) for picture in pictures]
+    _check_sizes([image.shape[1::-1] for image in images])
+    return np.stack(images)
+
+
+def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
+    """Convert pictures of mode I or F as if they were one."""
+    _check_sizes([picture.size for picture in pictures])
+    width, height = pictures[0].size
+    check_sides("A frame", height, width)
+    with _reading("A frame"):
+        column = Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
+        return rgb.to_rgb(column).reshape(-1, height, width, 3)
+
+
+def _check_sizes(sizes: list[tuple[int, int]]) -> None:
+    if len(different := sorted(set(sizes))) > 1:
+        named = " and ".join(f"{width}x{height}" for width, height in different[:2])
+        raise ValueError(f"The frames of a video must all have one size; these have {named} pixels.")
+
+
+def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise ValueError(f"{kind} of {image.width}x{image.height} pixels is empty.")
+        check_sides(kind, image.height, image.width)
+        with _reading(kind):
+            return rgb.to_rgb(image, background)
+    array = _as_array(image, kind)
+    _check_shape(tuple(array.shape), kind)
+    return _arrays_to_rgb(_to_numpy(array, kind)[None], kind, background)[0]
+
+
+@contextmanager
+def _reading(kind: str) -> Iterator[None]:
+    try:
+        yield
+    except (MediaError, MemoryError):
+        raise
+    except Exception as error:
+        # Of an image that is damaged or closed, Pillow raises nearly anything.
+        raise ValueError(f"{kind} cannot be read; it is damaged, or its file is closed.") from error
+
+
+def _arrays_to_rgb(pictures: np.ndarray, kind: str, background: Colour | None) -> np.ndarray:
+    """Convert pictures of one shape, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`."""
+    if pictures.ndim == 3:
+        pictures = pictures[..., None]
+    pictures = np.moveaxis(pictures, _channel_axis(pictures.shape[1:]), -1)
+    check_sides(kind, *pictures.shape[1:3])
+    pictures = _to_uint8(pictures, kind)
+    if pictures.shape[-1] == 1:
+        return pictures.repeat(3, axis=-1)
+    if pictures.shape[-1] == 4 and background is not None:
+        return np.stack([rgb.to_rgb(Image.fromarray(picture), background) for picture in pictures])
+    return np.ascontiguousarray(pictures[..., :3])
+
+
+def _to_uint8(values: np.ndarray, kind: str) -> np.ndarray:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{kind} array has dtype {values.dtype}; supported are integers, floats and bool.")
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{kind} array has values that are infinite or not a number; replace them before sending it.")
+    is_fraction = values.dtype.kind in "bf" and low >= 0 and high <= 1
+    is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.trunc(values))
+    if not is_fraction and not (is_whole and low >= 0 and high <= 255):
+        fractions = " that are not all whole numbers" if low >= 0 and high <= 255 else ""
+        raise ValueError(
+            f"{kind} array has {values.dtype} values from {_show(low)} to {_show(high)}{fractions}; "
+            "supported are whole numbers from 0 to 255, and floats from 0 to 1."
+        )
+    result = np.empty(values.shape, np.uint8)
+    for part, into in zip(values, result, strict=True):
+        into[...] = np.rint(part.astype(np.float64) * 255) if is_fraction else part
+    return result
+
+
+def _show(number: Any) -> str:
+    return text if float(text := f"{number:g}") == number else str(number)
+
+
+def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
+    if (array := _find_array(data)) is None:
+        given = type(data)
+        name = given.__name__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__name__}"
+        raise ValueError(f"{kind} was given as {name}; supported are {_SUPPORTED[kind]}.")
+    return array
+
+
+def _find_array(data: Any) -> np.ndarray | torch.Tensor | None:
+    """Return what an array-like object holds, or None if it is not one."""
+    if isinstance(data, torch.Tensor):
+        return data
+    # decord's arrays have a method of their own.
+    if hasattr(data, "asnumpy"):
+        return data.asnumpy()
+    # vLLM's wrapper of media also looks like an array.
+    return np.asarray(data) if hasattr(data, "__array__") and not isinstance(data, MediaWithBytes) else None
+
+
+def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray | EllipsisType = ...) -> np.ndarray:
+    if isinstance(array, np.ndarray):
+        return array[indices]
+    try:
+        array = array[indices]
+        # NumPy has neither bfloat16 nor floats of 8 bits.
+        if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):
+            array = array.float()
+        return array.numpy(force=True)
+    except (RuntimeError, TypeError) as error:
+        what = f"dtype {array.dtype} and layout {array.layout} on device {array.device}"
+        raise ValueError(f"{kind} tensor has {what}, which cannot be read; pass a dense one of numbers.") from error
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    return next((axis for size in _CHANNELS for axis in (-1, -3) if shape[axis] == size), None)
+
+
+def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> None:
+    picture = shape[1:] if is_clip else shape
+    # Three axes are grey frames, unless they may be one picture.
+    is_grey = len(picture) == 2 and not (is_clip and _channel_axis(shape) is not None)
+    is_coloured = len(picture) == 3 and _channel_axis(picture) is not None
+    if 0 in shape or not (is_grey or is_coloured):
+        n = "N, " if is_clip else ""
+        supported = f"[{n}H, W, C], [{n}C, H, W] and [{n}H, W], with C = 3, 4 or 1"
+        raise ValueError(f"{kind} array has shape {shape}; supported are {supported}.")
+
+
+def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
+    """Count the images and the videos that are handed over, by modality, without loading any."""
+    split = {"image": _split_images, "video": _split_videos}
+    return {
+        modality: len(split[modality](data))
+        for modality, data in mm_data.items()
+        if modality in split and data is not None
+    }
+
+
+def _split_images(data: Any) -> list[Any]:
+    """Return the images in what a user has handed over."""
+    if isinstance(data, (list, tuple)):
+        return list(data)
+    array = None if isinstance(data, PreparedImage) else _find_array(data)
+    return list(array) if array is not None and array.ndim == 4 else [data]
+
+
+def _split_videos(data: Any) -> list[Any]:
+    """Return the videos in what a user has handed over; as vLLM sees it, a list of pictures is one of them."""
+    if isinstance(data, (list, tuple)):
+        is_clip = _is_clip_and_more(data) or any(isinstance(item, Image.Image) for item in data)
+        is_clip = is_clip or (bool(data) and all(_count_axes(item) in (2, 3) for item in data))
+        return [data] if is_clip else list(data)
+    return list(_find_array(data)) if _count_axes(data) == 5 else [data]
+
+
+def _is_clip_and_more(data: Any) -> bool:
+    """Tell whether this is a video with what is known of it: metadata, its rate, its sound."""
+    return (
+        isinstance(data, tuple)
+        and len(data) > 1
+        and _is_medium(data[0])
+        and not any(_is_medium(item) for item in data[1:])
+    )
+
+
+def _is_medium(data: Any) -> bool:
+    if isinstance(data, (list, tuple)):
+        return bool(data) and _is_medium(data[0])
+    return isinstance(data, (Image.Image, Path, MediaWithBytes)) or _count_axes(data) > 2
+
+
+def _count_axes(data: Any) -> int:
+    array = _find_array(data)
+    return 0 if array is None else array.ndim

@@ -1,0 +1,112 @@
+"""The LanguageBind towers: CLIP's vision transformer, with attention over time where the checkpoint has it."""
+
+from functools import partial
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.attention import MMEncoderAttention
+from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.clip import CLIPAttention, CLIPEncoderLayer
+
+from vllm_videollava.checkpoints.tower_config import TowerConfig
+from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
+from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
+from vllm_videollava.kernels.temporal_attention import temporal_attention
+from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
+
+
+class PatchEmbeddings(nn.Module):
+    """Holds the weights of the patch embedding under the checkpoint's names."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        patch = config.patch_size
+        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, patch, stride=patch, bias=False)
+        self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
+
+
+class TemporalAttention(nn.Module):
+    """Attention over the frames at each position, in the place that `CLIPAttention` has for one over positions."""
+
+    def __init__(self, num_heads: int, head_size: int, scale: float, *, num_frames: int, prefix: str) -> None:
+        super().__init__()
+        self.num_frames, self.num_heads, self.scale = num_frames, num_heads, scale
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:  # [F, N, D]
+        return temporal_attention(
+            query, key, value, num_frames=self.num_frames, num_heads=self.num_heads, scale=self.scale
+        )
+
+
+class LanguageBindEncoderLayer(CLIPEncoderLayer):
+    """A CLIP encoder layer, after attention over the frames at each position if the tower has it."""
+
+    def __init__(self, config: TowerConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
+        super().__init__(config, quant_config, prefix=prefix, attn_cls=MMEncoderAttention)
+        self.num_frames = config.num_frames if config.add_time_attn else None
+        if self.num_frames:
+            self.temporal_embedding = nn.Parameter(torch.empty(1, config.num_frames, config.hidden_size))
+            self.temporal_layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.temporal_attn = CLIPAttention(
+                config,
+                quant_config,
+                prefix=f"{prefix}.temporal_attn",
+                attn_cls=partial(TemporalAttention, num_frames=config.num_frames),
+            )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # [F, N, D]
+        if self.num_frames:
+            hidden_states = self._attend_over_time(hidden_states)
+        return super().forward(hidden_states)
+
+    def _attend_over_time(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        norm = self.temporal_layer_norm1
+        residual, normed = temporal_embed_norm(
+            hidden_states, self.temporal_embedding, norm.weight, norm.bias, eps=norm.eps
+        )
+        return residual + self.temporal_attn(normed)[0]
+
+
+class LanguageBindEncoder(nn.Module):
+    def __init__(
+        self, config: TowerConfig, quant_config: QuantizationConfig | None, num_layers: int, prefix: str
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            LanguageBindEncoderLayer(config, quant_config, f"{prefix}.layers.{index}") for index in range(num_layers)
+        )
+
+
+class LanguageBindTower(nn.Module):
+    """Frames to hidden states; layers behind the one whose output is taken do not exist.
+
+    Args:
+        num_layers: encoder layers to compute.
+    """
+
+    def __init__(
+        self, config: TowerConfig, quant_config: QuantizationConfig | None, num_layers: int, prefix: str
+    ) -> None:
+        super().__init__()
+        self.embeddings = PatchEmbeddings(config)
+        # The checkpoints spell it so.
+        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = LanguageBindEncoder(config, quant_config, num_layers, f"{prefix}.encoder")
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Encode frames, uint8 `[F, 3, S, S]`, clip after clip, to `[F, 1 + N, D]`, CLS first."""
+        hidden_states = frame_patch_embed(
+            frames,
+            self.embeddings.patch_embedding.weight,
+            self.embeddings.class_embedding,
+            self.embeddings.position_embedding.weight,
+            self.pre_layrnorm.weight,
+            self.pre_layrnorm.bias,
+            image_mean=IMAGE_MEAN,
+            image_std=IMAGE_STD,
+            eps=self.pre_layrnorm.eps,
+        )
+        for layer in self.encoder.layers:
+            hidden_states = layer(hidden_states)
+        return hidden_states

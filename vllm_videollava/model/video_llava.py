@@ -1,0 +1,177 @@
+"""Video-LLaVA for vLLM: two LanguageBind towers, a projector, and LLaMA."""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader import DefaultModelLoader
+from vllm.model_executor.models.interfaces import (
+    MultiModalEmbeddings,
+    SupportsLoRA,
+    SupportsMultiModal,
+    SupportsPP,
+    SupportsQuant,
+)
+from vllm.model_executor.models.llama import LlamaForCausalLM
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.sequence import IntermediateTensors
+from vllm.utils.tensor_schema import TensorSchema, TensorShape
+
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
+from vllm_videollava.checkpoints.tower_config import TowerConfig
+from vllm_videollava.model.processing import (
+    VideoLlavaDummyInputsBuilder,
+    VideoLlavaMultiModalProcessor,
+    VideoLlavaProcessingInfo,
+)
+from vllm_videollava.model.projector import MultiModalProjector
+from vllm_videollava.model.tower import LanguageBindTower
+from vllm_videollava.model.weights import NAMES, StrictWeightsLoader
+from vllm_videollava.text.placeholders import sentinel
+
+
+class VideoLlavaImageInputs(TensorSchema):
+    """Images.
+
+    Dimensions:
+        - b: images
+        - s: image size
+    """
+
+    type: Literal["images"] = "images"
+    pixel_values: Annotated[torch.Tensor, TensorShape("b", 3, "s", "s")]
+
+
+class VideoLlavaVideoInputs(TensorSchema):
+    """Videos.
+
+    Dimensions:
+        - v: videos
+        - t: frames of a video
+        - s: image size
+    """
+
+    type: Literal["videos"] = "videos"
+    pixel_values: Annotated[torch.Tensor, TensorShape("v", "t", 3, "s", "s")]
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    VideoLlavaMultiModalProcessor,
+    info=VideoLlavaProcessingInfo,
+    dummy_inputs=VideoLlavaDummyInputsBuilder,
+)
+class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant):
+    packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
+    hf_to_vllm_mapper = NAMES
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        # Needed for templates that take strings only; the tokenizer makes placeholders of them.
+        return sentinel(modality)
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        config: VideoLlavaConfig = vllm_config.model_config.hf_config
+        self.config = config
+        self.num_layers: dict[str, int] = {}
+
+        with self._mark_tower_model(vllm_config, "image"):
+            self.image_tower = self._make_tower(config.image_config, vllm_config, prefix, "image_tower")
+        with self._mark_tower_model(vllm_config, "video"):
+            self.video_tower = self._make_tower(config.video_config, vllm_config, prefix, "video_tower")
+        with self._mark_tower_model(vllm_config, {"image", "video"}):
+            self.multi_modal_projector = MultiModalProjector(
+                config, vllm_config.quant_config, maybe_prefix(prefix, "multi_modal_projector")
+            )
+        with self._mark_language_model(vllm_config):
+            self.language_model = init_vllm_registered_model(
+                vllm_config=vllm_config,
+                hf_config=config.text_config,
+                prefix=maybe_prefix(prefix, "language_model"),
+                architectures=["LlamaForCausalLM"],
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        self._weights_loader = StrictWeightsLoader(self, self.num_layers)
+
+    def _make_tower(self, config: TowerConfig, vllm_config: VllmConfig, prefix: str, name: str) -> LanguageBindTower:
+        layer = self.config.vision_feature_layer
+        self.num_layers[name] = layer if layer >= 0 else config.num_hidden_layers + 1 + layer
+        return LanguageBindTower(config, vllm_config.quant_config, self.num_layers[name], maybe_prefix(prefix, name))
+
+    def embed_multimodal(
+        self,
+        pixel_values_images: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+    ) -> MultiModalEmbeddings:
+        """Embed images, uint8 `[B, 3, S, S]`, and videos, uint8 `[V, T, 3, S, S]`.
+
+        Returns:
+            one `[tokens, D]` for each image, then one for each video.
+        """
+        embeddings: list[torch.Tensor] = []
+        if pixel_values_images is not None:
+            embeddings += self._embed_images(VideoLlavaImageInputs(pixel_values=pixel_values_images))
+        if pixel_values_videos is not None:
+            embeddings += self._embed_videos(VideoLlavaVideoInputs(pixel_values=pixel_values_videos))
+        return embeddings
+
+    def _embed_images(self, inputs: VideoLlavaImageInputs) -> list[torch.Tensor]:
+        features = self.image_tower(inputs["pixel_values"])  # [B, 1 + N, D]
+        if not self.config.image_keeps_cls:
+            features = features[:, 1:]
+        return list(self.multi_modal_projector(features))
+
+    def _embed_videos(self, inputs: VideoLlavaVideoInputs) -> list[torch.Tensor]:
+        frames = inputs["pixel_values"]
+        features = self.video_tower(frames.flatten(0, 1))  # [V * T, 1 + N, D]
+        features = self.multi_modal_projector(features)
+        return list(features.unflatten(0, frames.shape[:2]).flatten(1, 2))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor | IntermediateTensors:
+        if intermediate_tensors is not None:
+            inputs_embeds = None
+        return self.language_model.model(input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load either format's checkpoint.
+
+        Raises:
+            ValueError: tensors are surplus, missing or of a wrong shape.
+        """
+        return self._weights_loader.load(weights)
+
+    @property
+    def secondary_weights(self) -> list[DefaultModelLoader.Source]:
+        """Where towers come from that the checkpoint turned out not to have.
+
+        vLLM's loader asks for this when it has been through the checkpoint.
+        """
+        sources = {"image_tower": self.config.image_tower_source, "video_tower": self.config.video_tower_source}
+        return [
+            DefaultModelLoader.Source(location, revision=None, prefix=f"{tower}.")
+            for tower, location in sources.items()
+            if location
+            and isinstance(getattr(self, tower), LanguageBindTower)
+            and not self._weights_loader.has_seen(f"{tower}.")
+        ]
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        return MultiModelKeys.from_string_field(
+            language_model="language_model",
+            connector="multi_modal_projector",
+            tower_model=["image_tower", "video_tower"],
+        )

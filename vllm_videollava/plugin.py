@@ -1,0 +1,68 @@
+"""What vLLM assumes about this model without flags: tokenizer mode, renderer, media connector."""
+
+import os
+
+from vllm import envs
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.tokenizers.registry import TokenizerRegistry
+
+from vllm_videollava.checkpoints.config import check_overrides
+from vllm_videollava.decoding.settings import read_settings
+from vllm_videollava.media import connector
+from vllm_videollava.media.options import check_media_io_kwargs, check_mm_processor_kwargs
+
+TOKENIZER_MODE = "video_llava"
+"""Also the renderer's name: vLLM looks both up under the tokenizer mode."""
+
+
+class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
+    """Fills in what the user's flags leave open."""
+
+    @staticmethod
+    def verify_and_update_model_config(model_config) -> None:
+        if model_config.tokenizer_mode not in ("auto", "hf", TOKENIZER_MODE):
+            raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; 'auto' and 'hf' are supported.")
+        model_config.tokenizer_mode = TOKENIZER_MODE
+        if envs.VLLM_MEDIA_CONNECTOR not in ("http", connector.NAME):
+            raise ValueError(
+                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, this model has its own."
+            )
+        # Now, rather than at the first request.
+        read_settings()
+        _check_frontend(model_config)
+        check_overrides(model_config.hf_config, model_config.hf_overrides)
+        check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
+        check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
+        os.environ["VLLM_MEDIA_CONNECTOR"] = connector.NAME
+        _cache_in_one_process(model_config.multimodal_config)
+
+
+def _cache_in_one_process(multimodal_config) -> None:
+    """Let requests bring their pixels with them, rather than refer to what the engine should still have.
+
+    vLLM's default cache ("lru") takes for sent what a request had that was
+    refused before it reached the engine: the next one with the same image or
+    video, whoever asks, is answered 500.
+    """
+    if multimodal_config.mm_processor_cache_type == "lru":
+        # The name by which vLLM (0.29 to 0.33) calls what it takes for several API servers.
+        multimodal_config.mm_processor_cache_type = "processor_only"
+
+
+def _check_frontend(model_config) -> None:
+    """Refuse settings under which requests would pass by the tokenizer, the renderer or the decoder."""
+    if envs.VLLM_USE_RUST_FRONTEND:
+        raise ValueError("VLLM_USE_RUST_FRONTEND is set; this model needs vLLM's Python frontend.")
+    if model_config.skip_tokenizer_init:
+        raise ValueError("--skip-tokenizer-init is set; this model needs its tokenizer to place images and videos.")
+    if model_config.multimodal_config.enable_mm_embeds:
+        raise ValueError("--enable-mm-embeds is set; this model does not take embeddings of images and videos.")
+
+
+def register(architecture: str) -> None:
+    MODELS_CONFIG_MAP[architecture] = VideoLlavaEngineDefaults
+    TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.text.tokenizer", "VideoLlavaTokenizer")
+    RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.rendering.renderer", "VideoLlavaRenderer")
+    MEDIA_CONNECTOR_REGISTRY.register(connector.NAME)(connector.make_connector)

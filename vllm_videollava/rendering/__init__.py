@@ -1,0 +1,1 @@
+"""A whole request to the engine's input: rendered, checked, or refused."""

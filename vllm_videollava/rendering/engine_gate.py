@@ -1,0 +1,153 @@
+"""The last check before a request leaves for the engine, which serves everybody and must not die of one request."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+from vllm import SamplingParams, envs
+from vllm.multimodal.hasher import MultiModalHasher
+from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalKwargsItem
+from vllm.utils import length_from_prompt_token_ids_or_embeds
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
+
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
+from vllm_videollava.media.options import shorten
+from vllm_videollava.rendering.values import check_text, check_value
+
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
+
+# Of a request for the engine: what `check_engine_input` has checked.
+_CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
+
+
+def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
+    """Check the form of everything that a request gives to the engine, whatever checked it before.
+
+    Args:
+        engine_input: what vLLM's renderer has made, of type "token", "multimodal" or "embeds".
+        shares_memory: items may be addresses in memory that is shared with the engine, as in vLLM's cache "shm".
+
+    Raises:
+        ValueError: something has another shape, dtype or number than the model takes.
+    """
+    token_ids = engine_input.get("prompt_token_ids") or ()
+    _check_token_ids(token_ids, config.text_config.vocab_size)
+    check_text("The field cache_salt", engine_input.get("cache_salt"))
+    if engine_input["type"] == "embeds":
+        _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
+    if engine_input["type"] == "multimodal":
+        _check_media(engine_input, len(token_ids), config, shares_memory)
+
+
+def hash_pixels(items: Mapping[str, Sequence[MultiModalKwargsItem]], algorithm: str) -> dict[str, list[str]]:
+    """Return hashes by modality for items that have passed `check_engine_input`; `algorithm` is one of vLLM's."""
+    return {
+        modality: [f"{modality}-{MultiModalHasher.hash_kwargs(algorithm, **item.get_data())}" for item in own_items]
+        for modality, own_items in items.items()
+    }
+
+
+def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
+    """Check the options that go with a prompt, as vLLM sends them to the engine.
+
+    Args:
+        runs_v2: whether the engine has vLLM's second model runner, whose limits nobody else checks before its
+            processes die of them; the first one gives every answer of a step the log-probabilities of
+            `logprob_token_ids`, whoever has asked for them.
+
+    Raises:
+        ValueError: an option cannot be sent, or the engine cannot do as it says.
+    """
+    options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED_BEFORE}
+    if (params := options.pop("sampling_params")) is not None:
+        options |= msgspec.structs.asdict(params)
+        options |= {shorten(name)[1:-1]: value for name, value in (options.pop("extra_args") or {}).items()}
+    for name, value in options.items():
+        check_value(f"The field {name}", value)
+    for feature in request.mm_features or ():
+        check_text("The hash of an image or a video", feature.identifier)
+    if params is not None and runs_v2:
+        prompt_length = length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds)
+        _check_limits(params, prompt_length)
+    elif params is not None and params.logprob_token_ids:
+        raise ValueError(
+            "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."
+        )
+
+
+def _check_limits(params: SamplingParams, prompt_length: int) -> None:
+    """Check what vLLM's second model runner has room for in each request."""
+    num_stop_ids = len(params.all_stop_token_ids) if params.min_tokens else 0
+    bad_words = params.bad_words_token_ids or ()
+    for subject, number, limit in (
+        ("allowed_token_ids has {} ids", len(params.allowed_token_ids or ()), runner_v2.MAX_NUM_ALLOWED_TOKEN_IDS),
+        ("logit_bias has {} ids", len(params.logit_bias or ()), runner_v2.MAX_NUM_LOGIT_BIAS_TOKENS),
+        ("With min_tokens, the request has {} stop token ids", num_stop_ids, runner_v2.MAX_NUM_STOP_TOKEN_IDS),
+        ("bad_words has {} tokens", sum(map(len, bad_words)), envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS),
+        ("Prompt and max_tokens are {} tokens", prompt_length + (params.max_tokens or 0), INT32_MAX),
+        ("seed is {}", params.seed or 0, INT64_MAX),
+    ):
+        if number > limit:
+            raise ValueError(f"{subject.format(number)}; vLLM's model runner takes at most {limit}.")
+
+
+def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
+    if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+        unknown = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise ValueError(f"The prompt has the token id {shorten(unknown)}; the model's go from 0 to {vocab_size - 1}.")
+
+
+def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
+    if embeds.ndim != 2 or not len(embeds) or embeds.shape[1] != hidden_size or not embeds.is_floating_point():
+        raise ValueError(
+            f"prompt_embeds is {embeds.dtype} {list(embeds.shape)}; floating point [tokens, {hidden_size}] is needed."
+        )
+
+
+def _check_media(
+    engine_input: Mapping[str, Any], num_tokens: int, config: VideoLlavaConfig, shares_memory: bool
+) -> None:
+    items, hashes, places = (engine_input[name] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
+    image_size, video_size = config.image_config.image_size, config.video_config.image_size
+    forms = {
+        "image": ("pixel_values_images", (3, image_size, image_size), config.tokens_per_image),
+        "video": ("pixel_values_videos", (config.num_frames, 3, video_size, video_size), config.tokens_per_video),
+    }
+    ends = []
+    for modality in {*items, *hashes, *places}:
+        if modality not in forms:
+            raise ValueError(
+                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
+            )
+        name, shape, length = forms[modality]
+        # Where there are no items, some of the three do not know the modality.
+        own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
+        if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
+            items_hashes_and_places = "{} items, {} hashes and {} places in the prompt".format(*numbers)
+            raise ValueError(f"The request has {items_hashes_and_places} of the kind {modality!r}; they must be equal.")
+        for item in own_items:
+            if not (shares_memory and item and "address" in item):
+                _check_item(modality, item, name, shape)
+        if others := [place.length for place in own_places if place.length != length]:
+            raise ValueError(f"Each {modality} takes {length} tokens, but the request has a place of {others[0]}.")
+        ends += [(place.offset, place.offset + place.length) for place in own_places]
+    ends.sort()
+    starts = [start for start, _ in ends[1:]]
+    if any(start < end for start, (_, end) in zip(starts, ends, strict=False)) or (
+        ends and (ends[0][0] < 0 or ends[-1][1] > num_tokens)
+    ):
+        raise ValueError("The images and videos of the request overlap, or lie outside of its prompt.")
+
+
+def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape: tuple[int, ...]) -> None:
+    element = (item or {}).get(name)
+    pixels = element.data if element else None
+    if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
+        raise ValueError(f"An item of modality {modality!r} has something other than its pixels.")
+    if pixels.dtype != torch.uint8 or pixels.shape != shape:
+        raise ValueError(
+            f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not torch.uint8 {list(shape)}."
+        )

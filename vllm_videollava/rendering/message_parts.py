@@ -1,0 +1,65 @@
+"""Chat messages, and the images and videos among their parts, before anything is fetched."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vllm_videollava.decoding.errors import MediaError
+
+MODALITIES = ("image", "video")
+
+
+def count_parts(messages: Sequence[Any]) -> Counter[str]:
+    """Return how many parts have an image or a video, by modality."""
+    return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
+
+
+def check_messages(messages: Sequence[Any]) -> None:
+    """Refuse what vLLM would refuse with a sentence about its own flags and names.
+
+    Raises:
+        MediaError: a part has embeddings, or neither an address nor an id.
+        ValueError: a message has no role, as some items of /v1/responses.
+    """
+    for number, message in enumerate(messages, 1):
+        if isinstance(message, dict) and "role" not in message:
+            raise ValueError(f"Message {number} has no role.")
+    for message, number, part in _parts(messages):
+        modality = _modality(part)
+        if modality is None:
+            continue
+        place = f"Message {message}, part {number}"
+        if _kind(part).endswith("_embeds"):
+            raise MediaError(f"{place}: Embeddings are not supported; send the {modality} itself.")
+        if _kind(part).endswith("_url") and not any(_urls(part)):
+            raise MediaError(f"{place}: The {modality} has no address.")
+
+
+def find_part(messages: Sequence[Any], url: str) -> tuple[int, int] | None:
+    """Return the number of the message and of the part, from 1 on, that have a URL."""
+    places = ((message, number) for message, number, part in _parts(messages) if _modality(part) and url in _urls(part))
+    return next(places, None)
+
+
+def _parts(messages: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
+    """Yield each part with the numbers of its message and of itself, from 1 on."""
+    for message_number, message in enumerate(messages, 1):
+        content = message.get("content") if isinstance(message, dict) else None
+        for part_number, part in enumerate(content if isinstance(content, list) else (), 1):
+            yield message_number, part_number, part
+
+
+def _modality(part: Any) -> str | None:
+    kind = _kind(part)
+    return next((modality for modality in MODALITIES if modality in kind), None)
+
+
+def _kind(part: Any) -> str:
+    # As vLLM: the type says it, or without one, the part's only key.
+    return str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
+
+
+def _urls(part: Any) -> list[Any]:
+    """Return the URL in a part of a message, which is {"video_url": {"url": ...}} or {"video_url": ...}, and its id."""
+    values = [value for key, value in part.items() if key != "type"]
+    return [value.get("url") if isinstance(value, dict) else value for value in values]

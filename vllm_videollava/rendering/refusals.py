@@ -1,0 +1,65 @@
+"""Which request, prompt, message and part a refusal is about."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+from vllm.logger import init_logger
+
+from vllm_videollava.compat import current_prompt, current_request_id
+from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.media.temporary_errors import TemporaryError
+from vllm_videollava.rendering.message_parts import find_part
+
+MAX_FILE_NAME = 100
+
+# Below vLLM's own logger, whose handlers and level hold for it.
+logger = init_logger(f"vllm.{__name__}")
+
+
+@contextmanager
+def logging_refusals() -> Iterator[None]:
+    """Log a refusal with the id of its request."""
+    try:
+        yield
+    except (MediaError, TemporaryError) as error:
+        request_id = current_request_id()
+        request = f"Request {request_id}" if request_id else "A request"
+        logger.warning("%s refused: %s%s", request, error, f" ({error.detail})" if error.detail else "")
+        raise
+
+
+@contextmanager
+def naming_part(conversations: Sequence[Sequence[Any]]) -> Iterator[None]:
+    """Say which part of which message a refusal is about, if it is about one that a client named by its URL."""
+    try:
+        yield
+    except (MediaError, TemporaryError) as error:
+        places = (find_part(messages, error.url) for messages in conversations if error.url)
+        if (place := next(filter(None, places), None)) is None:
+            raise
+        message, part = place
+        sentence = f"Message {message}, part {part}: {error}"
+        raise type(error)(sentence, detail=error.detail, url=error.url) from error
+
+
+@contextmanager
+def naming_prompt() -> Iterator[None]:
+    """Say which prompt a refusal is about, and which file, if it is one of several that are rendered offline."""
+    try:
+        yield
+    except (ValueError, TemporaryError) as error:
+        number, count = current_prompt() or (1, 1)
+        if count > 1 and error.args:
+            # In place, because vLLM's own errors have more to them than their sentence.
+            file = _file_name(getattr(error, "url", None))
+            sentence, *rest = error.args
+            error.args = (f"Prompt {number}{file and f' ({file!r})'}: {sentence}", *rest)
+        raise
+
+
+def _file_name(url: str | None) -> str:
+    if not url or url[:5].lower() == "data:":
+        return ""
+    return unquote(url.partition("?")[0].rpartition("/")[2])[-MAX_FILE_NAME:]

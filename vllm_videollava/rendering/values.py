@@ -1,0 +1,99 @@
+"""Checks for values that JSON may have, but that cannot be brought to the engine."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from vllm_videollava.media.options import shorten
+
+MAX_NESTING = 100
+"""Lists and objects within one another; vLLM's own limit for JSON schemas is 64."""
+
+# Fields that become token ids or have checks of their own; the others go to the engine with the sampling parameters.
+_NOT_SENT = {
+    *("messages", "prompt", "input", "query", "items", "system", "instructions", "tools", "documents"),
+    *("chat_template", "media_io_kwargs", "mm_processor_kwargs"),
+}
+
+# vLLM puts these fields among the others of vllm_xargs, which has texts and numbers only.
+_TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
+
+
+def check_request(request: BaseModel) -> None:
+    """Check a request as vLLM's classes have it.
+
+    Raises:
+        ValueError: a field is nested so deep that the engine would die of
+            handing it on to its workers, or has a number or text that cannot
+            be sent, or is hidden in another.
+    """
+    extras = getattr(request, "vllm_xargs", None) or {}
+    for name in _TRANSFERS & extras.keys():
+        if extras[name] is not getattr(request, name, None):
+            raise ValueError(f"The field vllm_xargs has {name!r}, which is a field of its own.")
+    for name, value in vars(request).items():
+        check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
+
+
+def check_text(subject: str, text: str | None) -> None:
+    """Refuse halves of a character, which can neither be hashed nor sent.
+
+    Raises:
+        ValueError: the text has some.
+    """
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{subject} has {shorten(text)}, which is not valid Unicode.") from error
+
+
+def check_value(subject: str, value: Any, *, is_sent: bool = True) -> None:
+    """Check one field of a request, or vLLM's parameters that are made of it; see `check_request`.
+
+    Args:
+        subject: of the sentence about it.
+        is_sent: whether the engine gets its numbers and texts.
+    """
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        if is_sent:
+            _check_leaves(subject, level)
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise ValueError(f"{subject} nests lists and objects more than {MAX_NESTING} deep.")
+
+
+def _check_leaves(subject: str, values: list[Any]) -> None:
+    for value in values:
+        if isinstance(value, str):
+            check_text(subject, value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise ValueError(f"{subject} has {shorten(value)}; whole numbers of 64 bits are supported.")
+
+
+def _children(node: Any) -> Iterator[Any]:
+    if isinstance(node, BaseModel) or dataclasses.is_dataclass(node):
+        node = vars(node)
+    if isinstance(node, msgspec.Struct):
+        node = msgspec.structs.asdict(node)
+    if isinstance(node, dict):
+        yield from node
+        for key, value in node.items():
+            yield _parse(value) if key == "arguments" else value
+    elif isinstance(node, (list, tuple)):
+        yield from node
+
+
+def _parse(arguments: Any) -> Any:
+    """Parse the arguments of a call of a tool, as vLLM will."""
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except RecursionError as error:
+        raise ValueError(f"A tool call's arguments nest lists and objects more than {MAX_NESTING} deep.") from error
+    except ValueError:
+        return arguments

@@ -1,0 +1,1 @@
+"""Messages to token ids: the conversation's template, placeholders, tokenizers."""
