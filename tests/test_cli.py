@@ -8,8 +8,10 @@ import pytest
 
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.commands import main as cli
+from vllm_videollava.commands import models
 
 TINY, OFFICIAL = str(tiny_checkpoint()), "LanguageBind/Video-LLaVA-7B"
+VERSION = importlib.metadata.version("vllm-videollava")
 
 
 @pytest.fixture
@@ -123,6 +125,65 @@ def test_wrong_flags_are_refused_under_our_name(run, capsys, flags):
     assert "vllm-videollava serve: error: " in errors
 
 
+def test_version(run, capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"vllm-videollava {VERSION}\n"
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "hint"),
+    [
+        ("serv", "did you mean serve?"),
+        ("chekc", "did you mean check?"),
+        ("vlm", "did you mean vllm?"),
+        ("xyz", "the commands are serve, demo, check, vllm."),
+    ],
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(run, capsys, mistyped, hint):
+    assert run(mistyped, "tiny") == 2
+    assert capsys.readouterr().err.endswith(f"error: there is no command {mistyped!r}; {hint}\n")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_begins_with_a_verb_and_shows_an_example_that_works(run, capsys, name, monkeypatch):
+    command = cli.COMMANDS[name]
+    assert command.HELP.split()[0] in {"serve", "draw", "show", "run"}
+    run("--help")
+    assert command.HELP.split(",")[0] in " ".join(capsys.readouterr().out.split())
+    ran = []
+    monkeypatch.setattr(command, "run", ran.append)
+    program, *arguments = command.EXAMPLE.split()
+    assert (program, arguments[0]) == ("vllm-videollava", name)
+    assert run(*arguments) is None
+    assert ran
+
+
+@pytest.mark.parametrize("flags", [["--foo"], ["tiny", "more"]])
+def test_flags_that_a_command_does_not_take_are_named(run, capsys, flags):
+    assert run("check", *flags) == 2
+    assert capsys.readouterr().err.endswith(f"error: check does not take {flags[-1]}.\n")
+
+
+def test_both_spellings_of_colour(run, monkeypatch):
+    ran = []
+    monkeypatch.setattr(cli.COMMANDS["demo"], "run", ran.append)
+    run("demo", "--color", "red")
+    run("demo", "--colour", "red")
+    assert [args.colour for args in ran] == ["red", "red"]
+
+
+@pytest.mark.parametrize("command", ["bench serve", "run-batch", "bench throughput"])
+def test_commands_of_vllm_work_with_its_cpu_build(command):
+    door = [sys.executable, "-m", "vllm_videollava.commands.main", "vllm"]
+    output = subprocess.run([*door, *command.split(), "--help"], capture_output=True, text=True, check=True).stdout
+    assert f"usage: vllm {command}" in output
+
+
+def test_names_of_models():
+    assert models.resolve("tiny") == TINY
+    assert models.resolve("some/model") == "some/model"
+
+
 @pytest.mark.parametrize("value", ["", "other", "other,another", "video-llava"])
 def test_plugins_without_this_one_are_named(run, monkeypatch, capsys, value):
     monkeypatch.setenv("VLLM_PLUGINS", value)
@@ -152,6 +213,7 @@ def test_check_tells_what_is_installed(run, capsys, checkpoint, tmp_path):
     report = capsys.readouterr().out
     for line in (
         "plugin   found",
+        f"package  {VERSION}",
         "decoder  PyAV",
         "original format",
         "136 tokens, 8 frames",

@@ -1,5 +1,6 @@
-"""Draw a clip, serve the tiny checkpoint, and ask it about the clip with the package `openai`."""
+"""`vllm-videollava demo`: draw a clip, serve the tiny checkpoint, and ask it about the clip with `openai`."""
 
+import argparse
 import base64
 import os
 import sys
@@ -12,12 +13,15 @@ from openai import OpenAI
 from PIL import Image
 
 from vllm_videollava.client.server import local_server
+from vllm_videollava.commands.models import TINY
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.tiny.drawing import draw_frames, write_clip
 from vllm_videollava.tiny.questions import Question, questions_about
-from vllm_videollava.tiny.world import Scene, draw_clip_scene
+from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES, Scene, draw_clip_scene
 
-MODEL = "tiny"
+HELP = "draw a clip and ask the tiny checkpoint about it"
+EXAMPLE = "vllm-videollava demo --shape triangle --color red --moves left"
+HANDS_ON = False
 NUM_QUESTIONS = 4
 # Kinds of questions to choose from, those that say most of a clip first.
 KINDS = ("shape", "direction", "order", "description", "colour", "count", "motion")
@@ -25,6 +29,31 @@ NUM_FRAMES = 8
 FRAME_WIDTH, GAP = 120, 4
 FRAME_COLUMNS = 18
 """Characters that a frame is wide in a terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", choices=SHAPES, help="shape of the object (then the clip has only one)")
+    parser.add_argument(
+        "--colour", "--color", choices=COLOURS, help="colour of the object (then the clip has only one)"
+    )
+    parser.add_argument("--moves", choices=DIRECTIONS, help="where the object moves (then the clip has only one)")
+    parser.add_argument(
+        "--seed", type=_seed, metavar="N", help="random seed; the same seed and options give the same clip"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> str | None:
+    """Run the demo; return what went wrong, if anything."""
+    try:
+        run_demo(args.shape, args.colour, args.moves, args.seed)
+    except RuntimeError as error:
+        return str(error)
 
 
 def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int | None) -> None:
@@ -37,7 +66,6 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
 
     Raises:
         RuntimeError: the server did not start.
-        ValueError: the seed is negative.
     """
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     rng = np.random.default_rng(seed)
@@ -53,7 +81,7 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     print("Model     the tiny checkpoint of this package, a demonstration that knows only such clips", flush=True)
     # Compiling would take longer than the answers; a GiB of cache is plenty on a CPU.
     cache = os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")
-    with local_server(MODEL, folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE=cache) as server:
+    with local_server(TINY, folder / "server.log", "--enforce-eager", VLLM_CPU_KVCACHE_SPACE=cache) as server:
         print(f"Server    ready after {server.seconds:.0f} s, log in {server.log}", flush=True)
         client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
         right = [ask(client, clip, question) for question in choose_questions(scene, rng)]
@@ -102,7 +130,7 @@ def ask(client: OpenAI, clip: Path, question: Question) -> bool:
     content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question.text}]
     start = time.monotonic()
     stream = client.chat.completions.create(
-        model=MODEL,
+        model=TINY,
         messages=[{"role": "user", "content": content}],
         max_tokens=64,
         temperature=0,

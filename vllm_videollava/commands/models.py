@@ -1,0 +1,12 @@
+"""The models that commands know by name."""
+
+from vllm_videollava import tiny_checkpoint
+
+DEFAULT_MODEL = "LanguageBind/Video-LLaVA-7B"
+TINY = "tiny"
+"""Names the checkpoint that comes with the package."""
+
+
+def resolve(model: str) -> str:
+    """Return the folder or repository that a name on the command line means."""
+    return str(tiny_checkpoint()) if model == TINY else model
