@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
-from vllm_videollava.kernels.temporal_embed_norm import check_clips
+from vllm_videollava.kernels.shapes import check_clips
 
 # Rows of a program, frames times positions, unless a clip has more frames. One warp then has whole rows of scores, and
 # no sum over them waits for another warp.

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.shapes import check_clips
 
 
 def temporal_embed_norm(
@@ -39,12 +40,6 @@ def temporal_embed_norm(
     check_clips(hidden_states, temporal_embedding.shape[-2])
     embed = embed_by_triton if dispatch.takes(hidden_states) else reference.temporal_embed_norm
     return embed(hidden_states, temporal_embedding, norm_weight, norm_bias, eps=eps)
-
-
-def check_clips(states: torch.Tensor, num_frames: int) -> None:
-    """Raise a `ValueError` unless `[F, N, D]` is whole clips of `num_frames` frames."""
-    if states.ndim != 3 or len(states) % num_frames:
-        raise ValueError(f"{list(states.shape)} is not [F, N, D] with whole clips of {num_frames} frames.")
 
 
 def temporal_embed_norm_by_triton(

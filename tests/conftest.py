@@ -13,6 +13,7 @@ import pytest
 
 from vllm_videollava.client.server import LocalServer, local_server
 from vllm_videollava.decoding.cpu_count import cpu_count
+from vllm_videollava.decoding.settings import read_settings
 
 MAX_MODEL_LEN = 600
 """Of `renderer`."""
@@ -44,6 +45,14 @@ def pytest_configure(config):
 def _own_vllm_cache(tmp_path_factory):
     # vLLM remembers what it learnt of a model class by the hash of one file.
     os.environ["VLLM_CACHE_ROOT"] = str(tmp_path_factory.mktemp("vllm_cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_settings():
+    """Let each test set the environment that settings are read from."""
+    read_settings.cache_clear()
+    yield
+    read_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 from transformers import VideoLlavaConfig as TransformersConfig
 
 import vllm_videollava
-from vllm_videollava.checkpoints.config import VideoLlavaConfig
+from vllm_videollava.checkpoints.config import ARCHITECTURE, VideoLlavaConfig
 
 # config.json of LanguageBind/Video-LLaVA-7B, as far as it matters.
 OFFICIAL = {
@@ -65,7 +65,7 @@ def test_the_official_checkpoint_needs_no_network(tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, VideoLlavaConfig)
     assert config.model_type == "video_llava"
-    assert config.architectures == [vllm_videollava.ARCHITECTURE]
+    assert config.architectures == [ARCHITECTURE]
     assert config.original_format
     assert (config.tokens_per_image, config.tokens_per_video, config.num_frames) == (256, 2056, 8)
     assert config.video_config.add_time_attn
@@ -228,7 +228,7 @@ ACCEPTED_FLAGS = [
     {
         "hf_overrides": {
             "text_config": {"max_position_embeddings": 512},
-            "architectures": [vllm_videollava.ARCHITECTURE],
+            "architectures": [ARCHITECTURE],
         }
     },
     {"hf_overrides": {"quantization_config_dict_json": "{}", "tie_word_embeddings": False}},

@@ -7,7 +7,8 @@ import pytest
 from pydantic import BaseModel
 from vllm.sampling_params import StructuredOutputsParams
 
-from vllm_videollava.rendering.values import check_request, check_text
+from vllm_videollava.rendering.values import check_request
+from vllm_videollava.text.unicode import check_text
 
 
 class Request(BaseModel):

@@ -1,8 +1,10 @@
-"""vLLM plugin for Video-LLaVA: importing this package is free, `register` tells vLLM about the model."""
+"""vLLM plugin for Video-LLaVA: importing this package is free, `register` tells vLLM about the model.
+
+Public are `register`, `tiny_checkpoint` and the command `vllm-videollava`; everything else may change.
+"""
 
 from pathlib import Path
 
-ARCHITECTURE = "VideoLlavaForConditionalGeneration"
 PLUGIN = "video_llava"
 """The entry point's name, which VLLM_PLUGINS has to name if it is set."""
 
@@ -19,14 +21,6 @@ def register() -> None:
     `vllm.general_plugins`. Everything heavy is registered by name and imported
     on first use; a second call changes nothing.
     """
-    from vllm import ModelRegistry
+    from vllm_videollava.plugin import register
 
-    if ARCHITECTURE in ModelRegistry.get_supported_archs():
-        return
-
-    from vllm_videollava import plugin
-    from vllm_videollava.checkpoints import config
-
-    config.register()
-    plugin.register(ARCHITECTURE)
-    ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model.video_llava:{ARCHITECTURE}")
+    register()

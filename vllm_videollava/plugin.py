@@ -1,14 +1,15 @@
-"""What vLLM assumes about this model without flags: tokenizer mode, renderer, media connector."""
+"""All that vLLM is told at start: what it assumes about this model without flags, and which flags are refused."""
 
 import os
 
-from vllm import envs
+from vllm import ModelRegistry, envs
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
-from vllm_videollava.checkpoints.config import check_overrides
+from vllm_videollava.checkpoints import config
+from vllm_videollava.checkpoints.config import ARCHITECTURE, check_overrides
 from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.media import connector
 from vllm_videollava.media.options import check_media_io_kwargs, check_mm_processor_kwargs
@@ -61,8 +62,13 @@ def _check_frontend(model_config) -> None:
         raise ValueError("--enable-mm-embeds is set; this model does not take embeddings of images and videos.")
 
 
-def register(architecture: str) -> None:
-    MODELS_CONFIG_MAP[architecture] = VideoLlavaEngineDefaults
+def register() -> None:
+    """See `vllm_videollava.register`."""
+    if ARCHITECTURE in ModelRegistry.get_supported_archs():
+        return
+    config.register()
+    MODELS_CONFIG_MAP[ARCHITECTURE] = VideoLlavaEngineDefaults
     TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.text.tokenizer", "VideoLlavaTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.rendering.renderer", "VideoLlavaRenderer")
     MEDIA_CONNECTOR_REGISTRY.register(connector.NAME)(connector.make_connector)
+    ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model.video_llava:{ARCHITECTURE}")

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
-from vllm_videollava import ARCHITECTURE
 from vllm_videollava.checkpoints.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
+from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.decoding.pixel_format import PixelFormat
-from vllm_videollava.media.options import shorten
+
+ARCHITECTURE = "VideoLlavaForConditionalGeneration"
+"""The model class, by the name under which vLLM and transformers know it."""
 
 
 class VideoLlavaConfig(PreTrainedConfig):

@@ -1,6 +1,11 @@
-"""Which media are refused, and what is said of them."""
+"""The error for media that are refused, and how its sentence quotes a value."""
 
-MAX_SIDE_RATIO = 64
+import reprlib
+from collections.abc import Mapping
+from numbers import Number
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 1
 
 
 class MediaError(ValueError):
@@ -18,14 +23,12 @@ class MediaError(ValueError):
         self.url = url
 
 
-def check_sides(medium: str, height: int, width: int) -> None:
-    """Refuse what is too narrow: padded to a square, or scaled before the crop, it would be huge.
-
-    Raises:
-        MediaError: one side is more than 64 times the other.
-    """
-    if max(height, width) > MAX_SIDE_RATIO * min(height, width):
-        raise MediaError(
-            f"{medium} of {width}x{height} pixels is too narrow; "
-            f"one side may be at most {MAX_SIDE_RATIO} times the other."
-        )
+def shorten(value: object) -> str:
+    """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
+    if not isinstance(value, (Number, str, Mapping, list, tuple, type(None))):
+        return f"an object of type {type(value).__name__!r}"
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4300 digits.
+        return "a very large number"

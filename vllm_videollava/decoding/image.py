@@ -7,8 +7,9 @@ import numpy as np
 import pillow_heif
 from PIL import Image, UnidentifiedImageError
 
-from vllm_videollava.decoding.errors import MediaError, check_sides
+from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.file_kinds import HEAD_BYTES, explain
+from vllm_videollava.decoding.limits import check_image_size
 from vllm_videollava.decoding.rgb import Colour, to_rgb
 
 FORMATS = (
@@ -51,10 +52,10 @@ def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.nd
     head = file.read(HEAD_BYTES)
     try:
         with Image.open(file, formats=FORMATS) as image:
-            _check_size(image, max_pixels)
+            check_image_size(image.height, image.width, max_pixels)
             rgb = to_rgb(image, background)
             # A HEIF file may hold more pixels than it says at first.
-            _check_size(image, max_pixels)
+            check_image_size(image.height, image.width, max_pixels)
             return rgb
     except MediaError:
         raise
@@ -63,11 +64,3 @@ def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.nd
         if "truncated" in str(error).lower():
             sentence = "The image is cut off."
         raise MediaError(explain("image", head) or sentence) from error
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    check_sides("The image", image.height, image.width)
-    num_pixels = image.width * image.height
-    if 0 < max_pixels < num_pixels:
-        what = f"{image.width}x{image.height} = {num_pixels} pixels"
-        raise MediaError(f"The image has {what}; VLLM_MAX_IMAGE_PIXELS is {max_pixels}.")

@@ -23,7 +23,8 @@ import numpy as np
 
 from vllm_videollava.decoding.cpu_count import cpu_count
 from vllm_videollava.decoding.errors import MediaError
-from vllm_videollava.decoding.settings import Settings, read_settings, variable
+from vllm_videollava.decoding.limits import takes_too_long, takes_too_much_memory
+from vllm_videollava.decoding.settings import Settings, read_settings
 from vllm_videollava.decoding.worker import MESSAGE_BYTES, Outcome, Request
 
 MAX_THREADS = 8
@@ -413,11 +414,9 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
     if outcome == Outcome.REFUSED and isinstance(result, str):
         return MediaError(_one_line(result))
     if outcome == Outcome.OUT_OF_MEMORY:
-        limit = f"{variable('decode_memory_mb')} is {settings.decode_memory_mb}"
-        return MediaError(f"{medium} takes too much memory to decode; {limit}.")
+        return takes_too_much_memory(medium, settings)
     if outcome == Outcome.TIMED_OUT or exit_code in (-signal.SIGALRM, -signal.SIGPROF):
-        limit = f"{variable('decode_seconds')} is {settings.decode_seconds}"
-        return MediaError(f"{medium} takes too long to decode; {limit}.")
+        return takes_too_long(medium, settings)
     if exit_code == -signal.SIGKILL:
         return DecoderUnavailableError(
             f"{medium} was not decoded: the system ended its decoder, perhaps for want of memory. Try again later."

@@ -1,5 +1,6 @@
 """Settings from the environment, for media. README.md has the same table."""
 
+import functools
 import importlib.util
 import os
 from dataclasses import Field, dataclass, fields
@@ -39,8 +40,9 @@ def variable(field: str) -> str:
     return f"VIDEO_LLAVA_{field.upper()}"
 
 
+@functools.cache
 def read_settings() -> Settings:
-    """Read the environment.
+    """Read the environment, once for all of a process.
 
     Raises:
         ValueError: a variable has a value that is not supported, or names a decoder that is not installed.

@@ -8,7 +8,6 @@ wrong, all of it is decoded.
 """
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -21,11 +20,12 @@ from PIL import Image, ImageSequence
 
 from vllm_videollava.decoding import bitstream
 from vllm_videollava.decoding.data_urls import decode_base64
-from vllm_videollava.decoding.errors import MediaError, check_sides
+from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.file_kinds import HEAD_BYTES, explain, recognize
 from vllm_videollava.decoding.image import decode_image
+from vllm_videollava.decoding.limits import check_duration, check_frame_count, check_frame_size
 from vllm_videollava.decoding.sampling import sample_indices
-from vllm_videollava.decoding.settings import Settings, variable
+from vllm_videollava.decoding.settings import Settings
 
 # FFmpeg also has formats that open other files or addresses; these do not.
 FORMATS = (
@@ -97,7 +97,7 @@ def decode_picture_sequence(
     """
     text = file.read()
     count = text.count(b",") + 1
-    _check_count(count, settings)
+    check_frame_count(count, settings)
     wanted = sample_indices(count, num_frames)
     pictures = dict(_find_pictures(text, set(wanted.tolist())))
     decoded: dict[bytes, np.ndarray] = {}
@@ -120,7 +120,7 @@ def _find_pictures(text: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]
 
 def _decode_picture(number: int, text: bytes, transform: Transform, settings: Settings, max_pixels: int) -> np.ndarray:
     def check_and_transform(rgb: np.ndarray) -> np.ndarray:
-        _check_size(*rgb.shape[:2], settings)
+        check_frame_size(*rgb.shape[:2], settings)
         return transform(rgb)
 
     try:
@@ -150,7 +150,7 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
             raise MediaError("The video is a damaged WebP file.") from error
     with _open(file, threads) as (container, stream):
         packets = _read_packets(container, stream, settings)
-        _check_size(stream.codec_context.height, stream.codec_context.width, settings)
+        check_frame_size(stream.codec_context.height, stream.codec_context.width, settings)
         with_decord = settings.decoder == "decord" and stream.codec_context.codec.canonical_name not in NOT_FOR_DECORD
         if with_decord:
             mirror = _mirror(stream.codec_context, packets)
@@ -210,10 +210,10 @@ def _read_packets(container, stream, settings: Settings) -> list[av.Packet]:
         for packet in container.demux(stream):
             if packet.size:
                 packets.append(packet)
-                _check_count(len(packets), settings)
+                check_frame_count(len(packets), settings)
     times = [packet.pts for packet in packets if packet.pts is not None]
     if times:
-        _check_duration(float((max(times) - min(times)) * stream.time_base), settings)
+        check_duration(float((max(times) - min(times)) * stream.time_base), settings)
     return packets
 
 
@@ -299,7 +299,7 @@ def _decode_whole(
         if count in wanted:
             results[count] = transform(_upright_rgb(frame, settings))
         count += 1
-        _check_count(count, settings)
+        check_frame_count(count, settings)
     if not count:
         raise _NoVideoError("The video has no frame that can be decoded.")
     if count != guess:
@@ -317,7 +317,7 @@ def _every_frame(file: BinaryIO, threads: int, settings: Settings) -> Iterator[a
 
 
 def _upright_rgb(frame: av.VideoFrame, settings: Settings) -> np.ndarray:
-    _check_size(frame.height, frame.width, settings)
+    check_frame_size(frame.height, frame.width, settings)
     rgb = frame.to_ndarray(format="rgb24", threads=1)
     matrix = _display_matrix(frame)
     return rgb if matrix is None else _turn(rgb, matrix)
@@ -350,37 +350,16 @@ def _is_webp(file: BinaryIO) -> bool:
 def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
     """Decode with Pillow, whose limit of pixels `image` has lifted: FFmpeg has no animated WebP."""
     with Image.open(file, formats=("WEBP",)) as image:
-        _check_size(image.height, image.width, settings)
+        check_frame_size(image.height, image.width, settings)
         count = image.n_frames
-        _check_count(count, settings)
+        check_frame_count(count, settings)
         wanted = sample_indices(count, num_frames)
         results = {}
         duration = 0
         for index, frame in enumerate(ImageSequence.Iterator(image)):
             frame.load()
             duration += frame.info.get("duration", 0)
-            _check_duration(duration / 1000, settings)
+            check_duration(duration / 1000, settings)
             if index in wanted:
                 results[index] = transform(np.asarray(frame.convert("RGB")))
     return np.stack([results[index] for index in wanted])
-
-
-def _check_size(height: int, width: int, settings: Settings) -> None:
-    num_pixels = width * height
-    if num_pixels > settings.max_frame_pixels:
-        _refuse(f"has frames of {width}x{height} = {num_pixels} pixels", "max_frame_pixels", settings)
-    check_sides("The video", height, width)
-
-
-def _check_count(count: int, settings: Settings) -> None:
-    if count > settings.max_frames:
-        _refuse(f"has {count} frames or more", "max_frames", settings)
-
-
-def _check_duration(seconds: float, settings: Settings) -> None:
-    if seconds > settings.max_video_seconds:
-        _refuse(f"lasts more than {math.ceil(seconds) - 1} s", "max_video_seconds", settings)
-
-
-def _refuse(what: str, field: str, settings: Settings) -> None:
-    raise MediaError(f"The video {what}; {variable(field)} is {getattr(settings, field)}.")

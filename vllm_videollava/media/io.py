@@ -14,14 +14,13 @@ from vllm.multimodal.media import MediaIO, MediaWithBytes
 from vllm_videollava.decoding.cache import decoded_clips
 from vllm_videollava.decoding.data_urls import decode_base64
 from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.limits import check_base64_size, check_file_size, max_file_bytes
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import PreparedImage, frame_pixels, prepare_image
 from vllm_videollava.decoding.pool import Job, shared_pool
 from vllm_videollava.decoding.rgb import Colour
-from vllm_videollava.decoding.settings import read_settings, variable
+from vllm_videollava.decoding.settings import read_settings
 
-MOST_CHARACTERS = 5
-"""Of base64 for a byte: 4 for 3 bytes, each of which may be written %2F, and some for layout."""
 DECODE_IMAGE = "vllm_videollava.decoding.image:decode_image"
 DECODE_VIDEO = "vllm_videollava.decoding.video:decode_frames"
 DECODE_PICTURES = "vllm_videollava.decoding.video:decode_picture_sequence"
@@ -53,21 +52,19 @@ class MediaFileIO(MediaIO[MediaFile]):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self._kind = kind
-        self._max_media_mb = read_settings().max_media_mb
+        self._settings = read_settings()
 
     def get_max_bytes(self) -> int:
         """Return how many bytes vLLM downloads at most."""
-        return self._max_media_mb << 20
+        return max_file_bytes(self._settings)
 
     def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
-        self._check_size(len(data))
+        check_file_size(self._kind, len(data), self._settings)
         context = f"vllm-videollava {'pictures' if is_sequence else 'file'}"
         return MediaFile(self._kind, data, is_sequence, blake3(data, derive_key_context=context).digest())
 
     def load_base64(self, media_type: str, data: str) -> MediaFile:
-        # Decoding takes some times as much memory.
-        if len(data) > MOST_CHARACTERS * self.get_max_bytes():
-            raise MediaError(f"The base64 of the {self._kind} has {len(data)} characters; {self._limit()} bytes.")
+        check_base64_size(self._kind, len(data), self._settings)
         if self._kind == "video" and media_type.lower() == "video/jpeg":
             return self.load_bytes(data.encode(), is_sequence=True)
         return self.load_bytes(decode_base64(self._kind, data))
@@ -75,17 +72,8 @@ class MediaFileIO(MediaIO[MediaFile]):
     def load_file(self, filepath: Path) -> MediaFile:
         if not filepath.is_file():
             raise FileNotFoundError(filepath)
-        self._check_size(filepath.stat().st_size)
+        check_file_size(self._kind, filepath.stat().st_size, self._settings)
         return self.load_bytes(filepath.read_bytes())
-
-    def _check_size(self, num_bytes: int) -> None:
-        if not num_bytes:
-            raise MediaError(f"The {self._kind} is empty.")
-        if num_bytes > self.get_max_bytes():
-            raise MediaError(f"The {self._kind} has {num_bytes} bytes; {self._limit()}.")
-
-    def _limit(self) -> str:
-        return f"{variable('max_media_mb')} is {self._max_media_mb}, which allows {self.get_max_bytes()}"
 
 
 class MediaDecoder:
@@ -136,7 +124,7 @@ class MediaDecoder:
         arguments = {
             "num_frames": self._format.num_frames,
             "transform": partial(frame_pixels, size=size, original=original),
-            "settings": shared_pool().settings,
+            "settings": read_settings(),
         }
         if file.is_sequence:
             arguments["max_pixels"] = vllm_envs.VLLM_MAX_IMAGE_PIXELS

@@ -1,9 +1,10 @@
 """Checks of `media_io_kwargs` and `mm_processor_kwargs`, which flags set for all requests and a request for itself."""
 
-import reprlib
 from collections.abc import Collection, Mapping
 from numbers import Integral, Number
 from typing import Any
+
+from vllm_videollava.decoding.errors import shorten
 
 BACKGROUND = "rgba_background_color"
 
@@ -21,9 +22,6 @@ _DESCRIBING = ("frames_indices", "total_num_frames", "duration")
 
 # The one value of each option besides null. vLLM makes `device` of its flag --mm-processor-device.
 _PROCESSOR_OPTIONS = {"image_aspect_ratio": "pad", "device": "cpu"}
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 1
 
 
 def check_media_io_kwargs(kwargs: object, num_frames: int) -> None:
@@ -78,17 +76,6 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
         if not _is_one_of(value, (_PROCESSOR_OPTIONS[name],)):
             supported = f"{_PROCESSOR_OPTIONS[name]!r} and null are supported"
             raise ValueError(f"mm_processor_kwargs.{name} is {shorten(value)}; {supported}.")
-
-
-def shorten(value: object) -> str:
-    """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
-    if not isinstance(value, (Number, str, Mapping, list, tuple, type(None))):
-        return f"an object of type {type(value).__name__!r}"
-    try:
-        return _SHORT.repr(value)
-    except ValueError:
-        # Python writes no integer of more than 4300 digits.
-        return "a very large number"
 
 
 def _video_options(num_frames: int) -> dict[str, tuple[tuple, str]]:

@@ -16,13 +16,13 @@ from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 
 from vllm_videollava.compat import VideosByIdParser
 from vllm_videollava.decoding import rgb
-from vllm_videollava.decoding.errors import MediaError, check_sides
+from vllm_videollava.decoding.errors import MediaError, shorten
+from vllm_videollava.decoding.limits import check_sides
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import PreparedImage
 from vllm_videollava.decoding.rgb import Colour
 from vllm_videollava.decoding.sampling import sample_array, sample_indices
 from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
-from vllm_videollava.media.options import shorten
 from vllm_videollava.text.placeholders import PLACEHOLDERS
 
 _CHANNELS = (3, 4, 1)

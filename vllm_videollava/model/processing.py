@@ -24,9 +24,9 @@ from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.pixels import PreparedImage, frame_pixels, image_pixels
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.media.parser import VideoLlavaDataParser
-from vllm_videollava.rendering.values import check_text
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS
+from vllm_videollava.text.unicode import check_text
 
 
 class VideoLlavaProcessor:

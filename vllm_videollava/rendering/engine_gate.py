@@ -13,8 +13,9 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
-from vllm_videollava.media.options import shorten
-from vllm_videollava.rendering.values import check_text, check_value
+from vllm_videollava.decoding.errors import shorten
+from vllm_videollava.rendering.values import check_value
+from vllm_videollava.text.unicode import check_text
 
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
-from vllm_videollava.media.options import shorten
+from vllm_videollava.decoding.errors import shorten
+from vllm_videollava.text.unicode import check_text
 
 MAX_NESTING = 100
 """Lists and objects within one another; vLLM's own limit for JSON schemas is 64."""
@@ -37,18 +38,6 @@ def check_request(request: BaseModel) -> None:
             raise ValueError(f"The field vllm_xargs has {name!r}, which is a field of its own.")
     for name, value in vars(request).items():
         check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
-
-
-def check_text(subject: str, text: str | None) -> None:
-    """Refuse halves of a character, which can neither be hashed nor sent.
-
-    Raises:
-        ValueError: the text has some.
-    """
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{subject} has {shorten(text)}, which is not valid Unicode.") from error
 
 
 def check_value(subject: str, value: Any, *, is_sent: bool = True) -> None:
