@@ -12,29 +12,29 @@ demo: setup
 
 test: setup
 	.venv/bin/python -m pytest --ignore tests/kernels
-	TRITON_INTERPRET=1 .venv/bin/python -m pytest tests/kernels tests/test_original_parity.py
+	TRITON_INTERPRET=1 .venv/bin/python -m pytest tests/kernels tests/model/test_original_parity.py
 
 lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 
 train-tiny: setup
-	.venv/bin/python training/train_tiny.py build/tiny vllm_videollava/tiny/checkpoint
+	.venv/bin/python -m training.train_tiny build/tiny vllm_videollava/tiny/checkpoint
 
 fuzz: setup
-	.venv/bin/python -m pytest tests/test_fuzz.py -s --fuzz-videos 2000 --fuzz-images 1000
+	.venv/bin/python -m pytest tests/whole/test_fuzz.py -s --fuzz-videos 2000 --fuzz-images 1000
 
 attack: setup
-	.venv/bin/python -m pytest tests/test_attack.py tests/test_attack_processor.py -s --attack-rounds 60
+	.venv/bin/python -m pytest tests/whole/test_attack.py tests/rendering/test_attacked_renderer.py -s --attack-rounds 60
 
 soak: setup
-	.venv/bin/python benchmarks/soak.py
+	.venv/bin/python -m benchmarks.soak
 
 bench-tiny: setup
-	.venv/bin/python benchmarks/tiny_accuracy.py
+	.venv/bin/python -m benchmarks.tiny_accuracy
 
 bench-media: setup
-	.venv/bin/python benchmarks/media.py
+	.venv/bin/python -m benchmarks.media
 
 bench-kernels: setup
-	.venv/bin/python benchmarks/kernel_speed.py
+	.venv/bin/python -m benchmarks.kernel_speed

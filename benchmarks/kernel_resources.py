@@ -1,6 +1,6 @@
 """Registers, spills, shared memory and tensor-core instructions of every compiled kernel; needs no GPU.
 
-    python benchmarks/kernel_resources.py
+    python -m benchmarks.kernel_resources
 
 Compiles each kernel for each chip, type and block size that may be chosen, at the shapes of
 LanguageBind's towers, and prints a table. Exits with 1 if one spills, has too much shared

@@ -1,6 +1,6 @@
 """The kernels beside other ways on a GPU, and how far each is from the device's limits.
 
-    python benchmarks/kernel_speed.py
+    python -m benchmarks.kernel_speed
 
 Rows go to benchmarks/results/kernel_speed.jsonl, or to the folder that --output names. Beside each
 time stands its floor: the larger of the bytes that must move over the measured copy bandwidth and
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import harness
-import kernel_candidates as candidates
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks import harness
+from benchmarks import kernel_candidates as candidates
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
 from vllm_videollava.kernels import reference
@@ -406,7 +406,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480, help="after which no further case is begun")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("There is no GPU: kernels are timed on one only. benchmarks/kernel_resources.py needs none.")
+        sys.exit("There is no GPU: kernels are timed on one only. benchmarks.kernel_resources needs none.")
     path = args.output / "kernel_speed.jsonl"
     path.unlink(missing_ok=True)
     begin, dtype = time.perf_counter(), torch.bfloat16

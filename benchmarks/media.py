@@ -1,6 +1,6 @@
 """Time from a clip's file to the pixels that are sent to the engine, this package's way and others.
 
-    python benchmarks/media.py
+    python -m benchmarks.media
 
 Writes benchmarks/results/media.jsonl. All ways make 8 frames of 224 pixels:
 transformers' with its own steps, those of OpenCV and decord with the original
@@ -10,8 +10,8 @@ this package's resizing and one thread for each clip. Takes about 20 minutes.
 
 import argparse
 import io
+import math
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,18 +22,16 @@ from pathlib import Path
 import av
 import decord
 import numpy as np
-from harness import interleave, row, write_rows
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
+from benchmarks.harness import interleave, row, write_rows
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.media.connector import VideoLlavaMediaConnector
-
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
-
-from reference.pixels import original_video
 
 SIZE = 224
 FRAMES_PER_SECOND = 30
@@ -118,11 +116,21 @@ def with_transformers_steps(path: Path) -> np.ndarray:
 
 def with_vllms_opencv_loader(path: Path) -> np.ndarray:
     frames, _ = VIDEO_LOADER_REGISTRY.load("opencv").load_bytes(path.read_bytes(), num_frames=8)
-    return original_video(frames, SIZE).numpy()
+    return _resize(frames)
+
+
+def _resize(frames: np.ndarray) -> np.ndarray:
+    """Resize and crop the frames of a wide video as the original code does: `[T, H, W, 3]` to `[T, 3, SIZE, SIZE]`."""
+    height, width = frames.shape[1:3]
+    wide = SIZE, math.floor(width / height * SIZE)
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255
+    pixels = F.interpolate(pixels, size=wide, mode="bilinear", align_corners=False)
+    left = round((wide[1] - SIZE) / 2)
+    return (pixels[..., left : left + SIZE] * 255).numpy()
 
 
 def with_decord(path: Path) -> np.ndarray:
-    return original_video(_read_with_decord(path, threads=0), SIZE).numpy()
+    return _resize(_read_with_decord(path, threads=0))
 
 
 def with_decord_and_this_packages_resizing(path: Path) -> np.ndarray:

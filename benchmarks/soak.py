@@ -1,6 +1,6 @@
 """Memory of a running server over thousands of videos, one after the other and from 32 clients at once.
 
-    python benchmarks/soak.py
+    python -m benchmarks.soak
 
 Writes benchmarks/results/soak.jsonl. Ends with status 1 if any memory has
 grown by more than 5 % from the second quarter of the videos to the last.
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from harness import row, write_rows
 
+from benchmarks.harness import row, write_rows
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.client.server import local_server
 from vllm_videollava.tiny.drawing import write_clip

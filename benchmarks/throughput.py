@@ -1,6 +1,6 @@
 """Clips answered a second, offline: this package in vLLM's engine beside transformers, in the 7B model's shape.
 
-    python benchmarks/throughput.py
+    python -m benchmarks.throughput
 
 Weights are random, since only their shapes matter to speed. Every clip is new to every cache, has one
 question and gets an answer of a fixed number of tokens. transformers gets its pixels ready-made and on
@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import harness
 import numpy as np
 import torch
 
+from benchmarks import harness
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.drawing import write_clip
 from vllm_videollava.tiny.world import draw_clip_scene

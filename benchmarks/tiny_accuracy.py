@@ -1,6 +1,6 @@
 """How often the tiny checkpoint's answers are right, by kind of question and by precision.
 
-    python benchmarks/tiny_accuracy.py
+    python -m benchmarks.tiny_accuracy
 
 Draws clips and images that training has not seen, asks vLLM's engine every
 question about them, greedily, and writes benchmarks/results/tiny_accuracy.jsonl.
@@ -17,8 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import write_rows
-
+from benchmarks.harness import write_rows
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.generator import Example, write_examples
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import av
 import numpy as np
 from PIL import Image
-from tiny_config import VIDEO_TOWER
 from tqdm import tqdm
 
+from training.tiny_config import VIDEO_TOWER
 from vllm_videollava.decoding.pixels import frame_pixels, image_pixels
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.tiny.drawing import coverage, draw_frames, encode_frames

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dataset import NUM_BEHAVIOURS, NUM_COLOURS, NUM_SHAPES, Sample
 from torch import nn
 
+from training.dataset import NUM_BEHAVIOURS, NUM_COLOURS, NUM_SHAPES, Sample
 from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, EVENTS, SHAPES, Scene, Thing
 
 _COLOURS = list(COLOURS)

@@ -1,6 +1,6 @@
 """The tiny checkpoint's config: that of Video-LLaVA-7B with smaller numbers."""
 
-import original_format
+from training import original_format
 
 IMAGE_TOWER = {
     "hidden_size": 128,

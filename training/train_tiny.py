@@ -1,6 +1,6 @@
 """Train the tiny Video-LLaVA and write its checkpoint, in the original format.
 
-    python training/train_tiny.py WORK CHECKPOINT
+    python -m training.train_tiny WORK CHECKPOINT
 
 Three stages: the image tower learns to see single pictures; the video tower
 starts from it and learns what moves and happens; then everything together
@@ -19,16 +19,16 @@ import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
-from code_hash import mark_folder
-from conversation import attention_bias, encode_prefix, pack, sentences
-from dataset import Pool, Sample, scene_of
-from model import VideoLlava
-from original_format import train_tokenizer, write_files
-from targets import Heads
-from tiny_config import CONFIG, IMAGE_TOWER, VIDEO_TOWER
 from torch import nn
 from tqdm import tqdm
 
+from training.code_hash import mark_folder
+from training.conversation import attention_bias, encode_prefix, pack, sentences
+from training.dataset import Pool, Sample, scene_of
+from training.model import VideoLlava
+from training.original_format import train_tokenizer, write_files
+from training.targets import Heads
+from training.tiny_config import CONFIG, IMAGE_TOWER, VIDEO_TOWER
 from vllm_videollava.tiny.questions import Question, only_colour, questions_about, questions_about_both
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000

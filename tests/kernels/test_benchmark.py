@@ -1,15 +1,12 @@
 """What benchmarks/kernel_speed.py compares does compute the same, in small shapes."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from test_kernels import DEVICE, pytestmark  # noqa: F401
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from benchmarks import kernel_speed
+from helpers.tensors import DEVICE, RUNS_KERNELS
 
-import kernel_speed
+pytestmark = RUNS_KERNELS
 
 SMALL = kernel_speed.Shape(features=64, heads=2, size=28, layers=2)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kernels import MEAN, STD, TOLERANCE, embedding_weights, normal, random_frames
 from triton import knobs
 
+from helpers.tensors import MEAN, STD, TOLERANCE, embedding_weights, normal, random_frames
 from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
 from vllm_videollava.kernels import reference
 from vllm_videollava.kernels.frame_patch_embed import BLOCKS, frame_patch_embed

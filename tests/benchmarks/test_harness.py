@@ -1,0 +1,109 @@
+"""Benchmarks: the harness takes turns, rows say where they come from, and the README says what the rows say."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import harness, kernel_resources
+from helpers.paths import ROOT
+from helpers.results import RESULTS
+
+README = (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_ways_take_turns():
+    calls = []
+    samples = harness.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert "".join(calls) == "ababab"
+    assert {way: len(values) for way, values in samples.items()} == {"a": 3, "b": 3}
+
+
+def test_rows_have_percentiles_and_say_where_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    path = harness.write_rows("x", [harness.row("case", "way", "time", "s", range(11))])
+    (row,) = [json.loads(line) for line in path.open()]
+    assert (row["p20"], row["p50"], row["p80"], row["n"]) == (2, 5, 8, 11)
+    assert row["versions"]["torch"]
+    assert re.fullmatch(r"[0-9a-f]+\+?", row["commit"])
+    assert "cores" in row["device"]
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_are_of_one_run(name):
+    keys = ("device", "date", "commit", "python", "versions")
+    assert len({json.dumps([row[key] for key in keys]) for row in RESULTS[name]}) == 1
+    assert not RESULTS[name][0]["commit"].endswith("+"), "measured with files that are in no commit"
+
+
+@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed", "throughput", "tiny_accuracy"])
+def test_benchmark_starts(name):
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    assert "results" in subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+def median(case: str, way: str, metric: str) -> float:
+    (value,) = [
+        row["p50"] for row in RESULTS["media"] if (row["case"], row["way"], row["metric"]) == (case, way, metric)
+    ]
+    return value
+
+
+OTHERS = ("PyAV and transformers' steps", "vLLM's OpenCV loader", "decord")
+
+
+def test_the_readmes_table_of_media():
+    table = re.findall(
+        r"^\| (\w+, \d+ s) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| (-?\d+) ms \|$", README, re.MULTILINE
+    )
+    assert [case for case, *_ in table] == list(dict.fromkeys(row["case"] for row in RESULTS["media"]))
+    for case, faster, faster_than_best, cpu_share, later in table:
+        at_once = {way: median(case, way, "clips at once") for way in dict.fromkeys(r["way"] for r in RESULTS["media"])}
+        ours = at_once["this package"]
+        assert float(faster) == round(ours / max(at_once[way] for way in OTHERS), 1)
+        assert float(faster_than_best) == round(ours / at_once["decord, one thread, our resizing"], 1)
+        cpu, wall = "this process's CPU time per clip", "time of a lone clip"
+        assert float(cpu_share) == round(100 * median(case, "this package", cpu) / median(case, "decord", cpu), 1)
+        assert int(later) == round(1000 * (median(case, "this package", wall) - median(case, "decord", wall)))
+
+
+def test_the_readmes_table_of_memory():
+    table = re.findall(r"^\| (\d+ videos, [\w ]+) \| (\w+) \| (\d+) MiB \| (\d+) MiB \|$", README, re.MULTILINE)
+    quarters = {(row["case"], row["way"], row["metric"][-1]): round(row["p50"]) for row in RESULTS["soak"]}
+    assert len(table) == len(quarters) // 4
+    for case, process, second, last in table:
+        assert (int(second), int(last)) == (quarters[case, process, "2"], quarters[case, process, "4"])
+
+
+def test_kernels_fit_every_chip():
+    """No spills, shared memory within the limit, matrices multiplied by tensor cores; prints the table."""
+    table = subprocess.run(
+        [sys.executable, "-m", "benchmarks.kernel_resources"], check=False, capture_output=True, text=True, cwd=ROOT
+    )
+    print(table.stdout)
+    assert table.returncode == 0, table.stdout + table.stderr
+    assert len(table.stdout.splitlines()) == 1 + len(list(kernel_resources.cases()))
+
+
+def test_a_kernel_that_spills_is_noticed():
+    case = next(case for case in kernel_resources.cases() if case.chip == 90 and case.multiplies)
+    too_large = case._replace(constants={**case.constants, "BLOCK_FEATURES": 256})
+    assert kernel_resources.measure(too_large).faults == ("spills",)
+
+
+def test_a_kernel_without_tensor_cores_is_noticed():
+    case = next(case for case in kernel_resources.cases() if not case.multiplies)
+    assert kernel_resources.measure(case._replace(multiplies=True)).faults == ("no tensor cores",)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", ["kernel_speed", "throughput"])
+def test_what_needs_a_gpu_says_so(name):
+    script = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}"], check=False, capture_output=True, text=True, cwd=ROOT
+    )
+    assert script.returncode == 1
+    assert script.stderr.startswith("There is no GPU")
