@@ -35,6 +35,7 @@ def test_what_is_no_number_is_refused(monkeypatch, value):
 def test_zero_is_only_for_what_it_means_something_for(monkeypatch):
     for field in NUMBERS:
         monkeypatch.setenv(variable(field), "0")
+        read_settings.cache_clear()
         if field in ("decode_workers", "decoded_cache_mb"):
             assert getattr(read_settings(), field) == 0
         else:
@@ -60,6 +61,7 @@ def test_another_decoder_is_refused(monkeypatch, value):
 def test_a_decoder_that_is_not_installed_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert read_settings().decoder == "pyav"
+    read_settings.cache_clear()
     monkeypatch.setenv("VIDEO_LLAVA_DECODER", "decord")
     sentence = "VIDEO_LLAVA_DECODER is 'decord', which is not installed; run pip install 'vllm-videollava[decord]'."
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):

@@ -17,6 +17,7 @@ from helpers.clips import encode_clip, moving_frames
 from helpers.http_client import data_url
 from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.media.connector import (
     VideoLlavaMediaConnector,
     add_engine,
@@ -71,6 +72,7 @@ def test_limit_of_bytes(connector, kind, tmp_path, monkeypatch):
     for url in urls:
         assert fetch(connector, kind, url).size
     monkeypatch.setenv("VIDEO_LLAVA_MAX_MEDIA_MB", "1")
+    read_settings.cache_clear()
     sentence = f"The {kind} has {num_bytes} bytes; VIDEO_LLAVA_MAX_MEDIA_MB is 1, which allows 1048576."
     for url in urls:
         with pytest.raises(MediaError, match=f"^{re.escape(sentence)}$"):
@@ -107,6 +109,7 @@ def test_limits_of_bytes_that_are_fetched(connector, tmp_path, monkeypatch):
         assert connector.fetch_video(url).media.size
         for limit in ("VIDEO_LLAVA_MAX_MEDIA_MB", "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB"):
             monkeypatch.setenv(limit, "1")
+            read_settings.cache_clear()
             with pytest.raises(MediaError, match=rf"^The video .*{limit}"):
                 connector.fetch_video(url)
         server.shutdown()
