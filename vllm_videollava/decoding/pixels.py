@@ -20,11 +20,15 @@ ROWS_AT_A_TIME = 256
 
 
 class PreparedImage(np.ndarray):
-    """Pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; which are used, each request says."""
+    """Finished pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; the request decides between them."""
+
+
+class PreparedVideo(np.ndarray):
+    """Finished pixels of a clip, uint8 `[T, size, size, 3]`."""
 
 
 def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = False) -> np.ndarray:
-    """Scale the shorter side of an image to `size` and cut the middle out.
+    """Scale the shorter side of an image to `size` and crop the centre.
 
     Args:
         rgb: uint8 `[H, W, 3]`.
@@ -50,10 +54,13 @@ def prepare_image(rgb: np.ndarray, size: int, *, original: bool) -> PreparedImag
     return np.stack(both).view(PreparedImage)
 
 
-def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
-    """Scale the shorter side of a clip's frame to `size` and cut the middle out.
+def prepare_video(frames: np.ndarray, size: int, *, original: bool) -> PreparedVideo:
+    """Make the pixels of a clip's frames, `[T, H, W, 3]`; see `frame_pixels`."""
+    return np.stack([frame_pixels(frame, size, original=original) for frame in frames]).view(PreparedVideo)
 
-    Pixels that this has made before come out as they are.
+
+def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
+    """Scale the shorter side of a clip's frame to `size` and crop the centre.
 
     Args:
         frame: uint8 `[H, W, 3]`, RGB.
@@ -63,11 +70,9 @@ def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
     Returns:
         uint8 `[size, size, 3]`.
     """
-    height, width, _ = frame.shape
-    if height == width == size:
-        return frame
     if not original:
         return _pillow_pixels(frame, size)
+    height, width, _ = frame.shape
     # Divided first, unlike an image's size: where the result is whole, floating point may give one less.
     longer = math.floor(max(height, width) / min(height, width) * size)
     return _sample(frame, (size, longer) if height <= width else (longer, size), size, _bilinear_taps)

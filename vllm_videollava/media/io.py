@@ -16,7 +16,7 @@ from vllm_videollava.decoding.data_urls import decode_base64
 from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.limits import check_base64_size, check_file_size, max_file_bytes
 from vllm_videollava.decoding.pixel_format import PixelFormat
-from vllm_videollava.decoding.pixels import PreparedImage, frame_pixels, prepare_image
+from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo, frame_pixels, prepare_image
 from vllm_videollava.decoding.pool import Job, shared_pool
 from vllm_videollava.decoding.rgb import Colour
 from vllm_videollava.decoding.settings import read_settings
@@ -79,9 +79,8 @@ class MediaFileIO(MediaIO[MediaFile]):
 class MediaDecoder:
     """Has files made into pixels by the processes of `decoding.pool`.
 
-    An image becomes a `PreparedImage`, a video uint8 `[T, S, S, 3]`, S the
-    size of its tower. In place of the file, its digest goes with the pixels,
-    by which vLLM's caches know them.
+    An image becomes a `PreparedImage`, a video a `PreparedVideo`. In place of
+    the file, its digest goes with the pixels, by which vLLM's caches know them.
 
     Args:
         background: what transparent images are put on; without one, transparency is dropped.
@@ -98,17 +97,19 @@ class MediaDecoder:
     def decode(self, file: MediaFile) -> MediaWithBytes:
         if file.kind == "image":
             return self._image(file, shared_pool().submit(self._image_job(file)).result())
-        return MediaWithBytes(decoded_clips().get(self._key(file), partial(self._submit_video, file)), file.digest)
+        return self._video(file, decoded_clips().get(self._key(file), partial(self._submit_video, file)))
 
     async def decode_async(self, file: MediaFile) -> MediaWithBytes:
         if file.kind == "image":
             future = shared_pool().submit(self._image_job(file))
             return self._image(file, await asyncio.wrap_future(future))
-        frames = await decoded_clips().get_async(self._key(file), partial(self._submit_video, file))
-        return MediaWithBytes(frames, file.digest)
+        return self._video(file, await decoded_clips().get_async(self._key(file), partial(self._submit_video, file)))
 
     def _image(self, file: MediaFile, pixels: np.ndarray) -> MediaWithBytes[PreparedImage]:
         return MediaWithBytes(pixels.view(PreparedImage), file.digest + bytes(self._background or ()))
+
+    def _video(self, file: MediaFile, pixels: np.ndarray) -> MediaWithBytes[PreparedVideo]:
+        return MediaWithBytes(pixels.view(PreparedVideo), file.digest)
 
     def _image_job(self, file: MediaFile) -> Job:
         transform = partial(prepare_image, size=self._format.image_size, original=self._format.original)

@@ -19,7 +19,7 @@ from vllm_videollava.decoding import rgb
 from vllm_videollava.decoding.errors import MediaError, shorten
 from vllm_videollava.decoding.limits import check_sides
 from vllm_videollava.decoding.pixel_format import PixelFormat
-from vllm_videollava.decoding.pixels import PreparedImage
+from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo, prepare_image, prepare_video
 from vllm_videollava.decoding.rgb import Colour
 from vllm_videollava.decoding.sampling import sample_array, sample_indices
 from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
@@ -44,16 +44,15 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
 
     def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
         super().__init__()
-        self._num_frames = pixel_format.num_frames
+        self._format = pixel_format
         self._background = background
         self._decoder = MediaDecoder(pixel_format, background)
 
     def parse_mm_data(self, mm_data: Mapping[str, Any]) -> MultiModalDataItems:
         """Load, check and convert media.
 
-        An image becomes uint8 `[H, W, 3]` or a `PreparedImage`, a clip uint8
-        `[num_frames, H, W, 3]`, so that vLLM's cache knows equal pixels
-        again however they were handed over.
+        An image becomes a `PreparedImage`, a video a `PreparedVideo`, so that
+        vLLM's cache recognises equal pixels however they were handed over.
 
         Raises:
             MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported; or there
@@ -82,7 +81,9 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
             item = self._decode_file("image", item)
         if isinstance(item, MediaWithBytes):
             return dataclasses.replace(item, media=self._read_image(item.media))
-        return item if item is None or isinstance(item, PreparedImage) else to_rgb(item, self._background)
+        if item is None or isinstance(item, PreparedImage):
+            return item
+        return prepare_image(to_rgb(item, self._background), self._format.image_size, original=self._format.original)
 
     def _read_video(self, item: Any) -> Any:
         if isinstance(item, Path):
@@ -91,7 +92,10 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
             return dataclasses.replace(item, media=self._read_video(item.media))
         if _is_clip_and_more(item):
             return self._read_video(item[0])
-        return None if item is None else to_frames(item, self._num_frames, self._background)
+        if item is None or isinstance(item, PreparedVideo):
+            return item
+        frames = to_frames(item, self._format.num_frames, self._background)
+        return prepare_video(frames, self._format.video_size, original=self._format.original)
 
 
 def _read_file(kind: str, path: Path) -> MediaFile:

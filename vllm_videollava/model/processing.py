@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import BatchFeature
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig
@@ -21,7 +20,7 @@ from vllm.multimodal.processing import (
 )
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
-from vllm_videollava.decoding.pixels import PreparedImage, frame_pixels, image_pixels
+from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.media.parser import VideoLlavaDataParser
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
@@ -30,47 +29,31 @@ from vllm_videollava.text.unicode import check_text
 
 
 class VideoLlavaProcessor:
-    """Turns images and frames into the towers' pixels; takes the place of a transformers processor."""
-
-    def __init__(self, config: VideoLlavaConfig) -> None:
-        self.config = config
+    """Picks and batches prepared pixels; stands in for a transformers processor."""
 
     def __call__(
         self,
-        images: Sequence[Image.Image | PreparedImage] = (),
-        videos: Sequence[np.ndarray] = (),
+        images: Sequence[PreparedImage] = (),
+        videos: Sequence[PreparedVideo] = (),
         image_aspect_ratio: str | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Make the pixels of images and of frames, or take those that the media connector has made.
-
-        Args:
-            images: in mode RGB, or prepared.
-            videos: frames or their pixels, uint8 `[T, H, W, 3]`.
+        """Pick padded or cropped images, and put channels first.
 
         Returns:
             `pixel_values_images`, uint8 `[B, 3, S, S]`, and
             `pixel_values_videos`, uint8 `[V, T, 3, S, S]`, where there are any.
         """
-        original = self.config.original_format
         features = {}
         if images:
-            size, pad = self.config.image_config.image_size, image_aspect_ratio == "pad"
-            pixels = [
-                image[int(pad)]
-                if isinstance(image, PreparedImage)
-                else image_pixels(np.asarray(image), size, original=original, pad=pad)
-                for image in images
-            ]
-            features["pixel_values_images"] = _channels_first(pixels)
+            pad = int(image_aspect_ratio == "pad")
+            features["pixel_values_images"] = _channels_first([image[pad] for image in images])
         if videos:
-            size = self.config.video_config.image_size
-            pixels = [[frame_pixels(frame, size, original=original) for frame in frames] for frames in videos]
-            features["pixel_values_videos"] = _channels_first(pixels)
+            features["pixel_values_videos"] = _channels_first(videos)
         return BatchFeature(features)
 
 
-def _channels_first(pixels: list) -> torch.Tensor:
+def _channels_first(pixels: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(pixels)).movedim(-1, -3).contiguous()
 
 
@@ -79,7 +62,7 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
         return self.ctx.get_hf_config(VideoLlavaConfig)
 
     def get_hf_processor(self, **kwargs: object) -> VideoLlavaProcessor:
-        return VideoLlavaProcessor(self.get_hf_config())
+        return VideoLlavaProcessor()
 
     def get_data_parser(self) -> VideoLlavaDataParser:
         background = background_colour(self.ctx.get_mm_config().media_io_kwargs)
@@ -154,10 +137,13 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
         return super().apply(_with_own_ids(self._with_single_placeholders(inputs)), timing_ctx)
 
     def _check_prepared(self, items: MultiModalDataItems) -> None:
-        shape = self.info.get_hf_config().pixel_format.image_shape
-        for image in items["image"].get_all() if "image" in items else ():
-            if isinstance(image, PreparedImage) and (image.shape != shape or image.dtype != np.uint8):
-                raise ValueError(f"An image was decoded to {image.dtype} {list(image.shape)}, not uint8 {list(shape)}.")
+        pixel_format = self.info.get_hf_config().pixel_format
+        shapes = {"image": pixel_format.image_shape, "video": pixel_format.clip_shape}
+        for modality, shape in shapes.items():
+            for pixels in items[modality].get_all() if modality in items else ():
+                if pixels is not None and (pixels.shape != shape or pixels.dtype != np.uint8):
+                    found = f"{pixels.dtype} {list(pixels.shape)}"
+                    raise ValueError(f"The pixels of a prepared {modality} are {found}, not uint8 {list(shape)}.")
 
     def _with_single_placeholders(self, inputs):
         placeholder_ids = self.info.get_tokenizer().placeholder_ids
