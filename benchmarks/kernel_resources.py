@@ -71,13 +71,14 @@ def cases() -> Iterator[Case]:
 
 
 def _patch_embed(chip: int, dtype: torch.dtype, blocks: frame_patch_embed.Blocks) -> Case:
-    weights = ("weight", "class_embedding", "position_embedding", "norm_weight", "norm_bias", "output")
+    tensors = ("weight", "class_embedding", "position_embedding", "norm_weight", "norm_bias", "output")
+    weights = [f"{name}_ptr" for name in tensors]
     colours = ("red", "green", "blue")
     return Case(
         frame_patch_embed._frame_patch_embed_kernel,
         chip,
         dtype,
-        {"frames": "*u8", **dict.fromkeys(weights, f"*{TYPES[dtype]}")},
+        {"frames_ptr": "*u8", **dict.fromkeys(weights, f"*{TYPES[dtype]}")},
         (*(f"{what}_{colour}" for what in ("scale", "shift") for colour in colours), "eps"),
         {
             "OPERAND": operand_type(dtype),
@@ -97,7 +98,7 @@ def _attention(chip: int, dtype: torch.dtype) -> Case:
         temporal_attention._temporal_attention_kernel,
         chip,
         dtype,
-        dict.fromkeys(("query", "key", "value", "output"), f"*{TYPES[dtype]}"),
+        dict.fromkeys(("query_ptr", "key_ptr", "value_ptr", "output_ptr"), f"*{TYPES[dtype]}"),
         ("scale",),
         {
             "OPERAND": operand_type(dtype),
@@ -107,7 +108,7 @@ def _attention(chip: int, dtype: torch.dtype) -> Case:
             "BLOCK_ROWS": temporal_attention.BLOCK_ROWS,
             "BLOCK_HEAD": HEAD_SIZE,
         },
-        {},
+        {"num_warps": temporal_attention.NUM_WARPS},
         multiplies=True,
     )
 
@@ -118,7 +119,7 @@ def _embed_norm(chip: int, dtype: torch.dtype) -> Case:
         temporal_embed_norm._temporal_embed_norm_kernel,
         chip,
         dtype,
-        dict.fromkeys(tensors, f"*{TYPES[dtype]}"),
+        {f"{name}_ptr": f"*{TYPES[dtype]}" for name in tensors},
         ("eps",),
         {"FEATURES": FEATURES, "BLOCK_FEATURES": FEATURES},
         {},

@@ -26,7 +26,7 @@ import torch
 from benchmarks import harness
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.drawing import write_clip
-from vllm_videollava.tiny.world import draw_clip_scene
+from vllm_videollava.tiny.world import random_clip_scene
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -66,7 +66,7 @@ def write_checkpoint(folder: Path) -> Path:
 def write_clips(folder: Path, count: int) -> list[Path]:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    return [write_clip(draw_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
+    return [write_clip(random_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
 
 
 def measure_engine(way: str, checkpoint: Path, clips: Sequence[Path], tokens: int) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 from vllm import LLM, SamplingParams
 
 from vllm_videollava.tiny.drawing import write_clip, write_image
-from vllm_videollava.tiny.world import draw_clip_scene, draw_image_scene
+from vllm_videollava.tiny.world import random_clip_scene, random_image_scene
 
 PROMPT = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -36,8 +36,8 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        video = args.video or write_clip(draw_clip_scene(rng), Path(folder, "clip.mp4"))
-        image = args.image or write_image(draw_image_scene(rng), Path(folder, "picture.jpg"))
+        video = args.video or write_clip(random_clip_scene(rng), Path(folder, "clip.mp4"))
+        image = args.image or write_image(random_image_scene(rng), Path(folder, "picture.jpg"))
         ways = {"a clip": {"video": video}, "an image": {"image": image}, "both": {"video": video, "image": image}}
         for name, media in ways.items():
             show(f"LLM.chat with {name}", chat(llm, media, args.question))

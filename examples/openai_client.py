@@ -44,9 +44,9 @@ def draw_part() -> dict:
     import numpy as np
 
     from vllm_videollava.tiny.drawing import write_clip
-    from vllm_videollava.tiny.world import draw_clip_scene
+    from vllm_videollava.tiny.world import random_clip_scene
 
-    scene = draw_clip_scene(np.random.default_rng(0), 1, shape="circle", behaviour="left")
+    scene = random_clip_scene(np.random.default_rng(0), 1, shape="circle", behaviour="left")
     with tempfile.TemporaryDirectory() as folder:
         return media_part("video", write_clip(scene, Path(folder, "clip.mp4")))
 

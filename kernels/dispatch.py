@@ -1,4 +1,4 @@
-"""Which tensors Triton can take, in which type it multiplies them, and how a kernel becomes a PyTorch operator."""
+"""Glue between PyTorch and Triton: which tensors kernels take, the type they multiply, operators."""
 
 import functools
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from triton import knobs
 
-# Kernels are compiled or interpreted as it was when they were imported.
+# Fixed at import: Triton decides then whether to compile or to interpret kernels.
 INTERPRETED = knobs.runtime.interpret
 
 
@@ -18,30 +18,35 @@ def takes(tensor: torch.Tensor) -> bool:
 
 
 def operand_type(dtype: torch.dtype) -> tl.dtype:
-    """The type in which `tl.dot` multiplies tensors of `dtype`; it changes no product.
+    """Return the type in which `tl.dot` multiplies tensors of `dtype`; it changes no product.
 
-    Triton's interpreter (3.9) keeps bfloat16 as integers and would multiply those.
+    Triton's interpreter (3.9) stores bfloat16 as integers and would multiply those.
     """
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else getattr(tl, str(dtype).removeprefix("torch."))
 
 
-def register_op(launch: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Make a function that launches a kernel an operator, which torch.compile and CUDA graphs take as one step.
 
     `torch.library.custom_op` would do, but costs more time at every call.
 
     Args:
-        launch: has annotations, and changes none of its arguments.
-        fake: returns what `launch` returns, with nothing computed.
+        fake: returns what the function returns, with nothing computed. The
+            function has annotations, and changes none of its arguments.
     """
-    name = f"vllm_videollava::{launch.__name__}"
-    torch.library.define(name, torch.library.infer_schema(launch, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(name, ("cuda", "cpu"), launch)
-    torch.library.register_fake(name, fake)
-    return getattr(torch.ops.vllm_videollava, launch.__name__)
+
+    def register(launch: Callable[..., Any]) -> Callable[..., Any]:
+        name = f"vllm_videollava::{launch.__name__}"
+        schema = torch.library.infer_schema(launch, mutates_args=())
+        torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+        torch.library.impl(name, ("cuda", "cpu"), launch)
+        torch.library.register_fake(name, fake)
+        return getattr(torch.ops.vllm_videollava, launch.__name__)
+
+    return register
 
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs a device can run side by side at least; 1 for the interpreter."""
+    """Return the number of a device's multiprocessors; 1 for the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

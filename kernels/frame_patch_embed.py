@@ -2,15 +2,16 @@
 
     y = LayerNorm(concat(CLS, conv((x / 255 - mean) / std)) + positions)
 
-x is uint8 `[F, 3, H, W]`; y is `[F, 1 + N, D]` with N = H / P * W / P patches.
+x is uint8 `[F, 3, H, W]`; y is `[F, N, D]` with N = 1 + H / P * W / P positions,
+CLS and the patches.
 
-A program has some rows of y, of any frames, in all their features. Its tile of
-normalised pixels, `[rows, 3 * P * P]`, is made in registers from bytes that are
-in the cache after their first use; the convolution is the product of that tile
-and the weight. The float image, the unfolded patches and the rows before CLS
-and positions are added exist nowhere. A row is normalised when all of it is
-known: until then it waits in y itself, in the cache, since 1,024 features of
-as many rows as the tensor cores want are more than a multiprocessor's registers.
+Each program computes a block of rows of y, of any frames, with all features. It
+makes its tile of normalised pixels, `[rows, 3 * P * P]`, in registers; their bytes
+are in the cache after the first use. The convolution is the product of that tile
+and the weight. Neither the float image nor the unfolded patches are ever stored.
+A row can be normalised only when all of it is known. Until then it waits in y
+itself, in the cache, because 1,024 features of as many rows as the tensor cores
+want do not fit into a multiprocessor's registers.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ class Blocks(NamedTuple):
     num_stages: int
 
 
-# From the most rows to the fewest; none spills registers on sm_80, sm_90 or sm_100.
+# From the most rows to the fewest.
 BLOCKS = {
     torch.bfloat16: (
         Blocks(128, 128, 32, 8, 4),
@@ -63,22 +64,22 @@ def frame_patch_embed(
     Args:
         frames: uint8 `[F, 3, H, W]` in any memory layout, H and W multiples of P.
         weight: `[D, 3, P, P]` of the patch convolution, which has no bias;
-            float32, float16 or bfloat16, as all that follow.
+            float32, float16 or bfloat16, like all tensors that follow.
         class_embedding: `[D]`.
-        position_embedding: `[1 + N, D]`.
-        norm_weight: `[D]` of the layer norm before the encoder, as `norm_bias`.
-        image_mean: per channel, of pixels in 0..1, as `image_std`.
+        position_embedding: `[N, D]`.
+        norm_weight: `[D]`, like `norm_bias`, of the layer norm before the encoder.
+        image_mean: for each channel, like `image_std`, of pixels in 0..1.
         eps: of the layer norm.
 
     Returns:
-        `[F, 1 + N, D]` in the dtype of `weight`.
+        `[F, N, D]` in the dtype of `weight`.
 
     Raises:
         ValueError: frames are not uint8 `[F, 3, H, W]`, or do not fit the
             patches or the positions.
     """
     _check(frames, weight, position_embedding)
-    embed = embed_by_triton if dispatch.takes(frames) else reference.frame_patch_embed
+    embed = frame_patch_embed_by_triton if dispatch.takes(frames) else reference.frame_patch_embed
     return embed(
         frames,
         weight,
@@ -104,11 +105,17 @@ def _check(frames: torch.Tensor, weight: torch.Tensor, position_embedding: torch
 
 
 def choose_blocks(num_rows: int, dtype: torch.dtype, multiprocessors: int) -> Blocks:
-    """Take the largest blocks that still give every multiprocessor a program, for they read the weight least often."""
+    """Choose the largest blocks that still give every multiprocessor a program; they read the weight least often."""
     fitting = (blocks for blocks in BLOCKS[dtype] if triton.cdiv(num_rows, blocks.rows) >= multiprocessors)
     return next(fitting, BLOCKS[dtype][-1])
 
 
+def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
+    # `len` would fix the number of frames, which torch.compile may keep open.
+    return frames.new_empty((frames.shape[0], *position_embedding.shape), dtype=weight.dtype)
+
+
+@dispatch.operator(fake=_fake)
 def frame_patch_embed_by_triton(
     frames: torch.Tensor,
     weight: torch.Tensor,
@@ -151,24 +158,16 @@ def frame_patch_embed_by_triton(
     return output
 
 
-def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
-    # `len` would fix the number of frames, which torch.compile may keep open.
-    return frames.new_empty((frames.shape[0], *position_embedding.shape), dtype=weight.dtype)
-
-
-embed_by_triton = dispatch.register_op(frame_patch_embed_by_triton, _fake)
-
-
-# Otherwise each of its divisors is compiled for, while a server runs.
+# Otherwise Triton compiles anew for numbers with other divisors, while a server runs.
 @triton.jit(do_not_specialize=["num_rows"])
 def _frame_patch_embed_kernel(
-    frames,
-    weight,  # [D, 3 * P * P]
-    class_embedding,
-    position_embedding,
-    norm_weight,
-    norm_bias,
-    output,  # [F * (1 + N), D]
+    frames_ptr,  # [F, 3, H, W]
+    weight_ptr,  # [D, 3 * P * P]
+    class_embedding_ptr,  # [D]
+    position_embedding_ptr,  # [N, D]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    output_ptr,  # [F * N, D]
     num_rows,
     tokens,
     patches_across,
@@ -191,19 +190,19 @@ def _frame_patch_embed_kernel(
     BLOCK_DEPTH: tl.constexpr,
 ):
     DEPTH: tl.constexpr = 3 * PATCH * PATCH
-    # The second pass is bound by memory, and a narrow tile saves registers.
+    # The second pass is limited by memory; a narrow tile saves registers.
     NORM_FEATURES: tl.constexpr = 64
-    dtype = output.dtype.element_ty
+    dtype = output_ptr.dtype.element_ty
 
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < num_rows
-    output_row = output + row.to(tl.int64) * FEATURES
-    # Rows behind the last read it once more, so that pixels need no mask.
+    output_row = output_ptr + row.to(tl.int64) * FEATURES
+    # Rows past the end read the last row again, so that pixels need no mask.
     token = tl.minimum(row, num_rows - 1) % tokens
     frame = tl.minimum(row, num_rows - 1) // tokens
     is_class = token == 0
     patch = tl.maximum(token - 1, 0)
-    corner = frames + frame.to(tl.int64) * stride_frame
+    corner = frames_ptr + frame.to(tl.int64) * stride_frame
     corner += (patch // patches_across) * (PATCH * stride_y) + (patch % patches_across) * (PATCH * stride_x)
 
     mean = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -211,11 +210,11 @@ def _frame_patch_embed_kernel(
     for start in range(0, FEATURES, BLOCK_FEATURES):
         feature = start + tl.arange(0, BLOCK_FEATURES)
         is_feature = feature < FEATURES
-        position = position_embedding + token[:, None] * FEATURES + feature[None, :]
+        position = position_embedding_ptr + token[:, None] * FEATURES + feature[None, :]
         tile = tl.load(position, mask=is_feature[None, :], other=0).to(tl.float32)
-        class_tile = tl.load(class_embedding + feature, mask=is_feature, other=0).to(tl.float32)
+        class_tile = tl.load(class_embedding_ptr + feature, mask=is_feature, other=0).to(tl.float32)
         tile += tl.where(is_class[:, None], class_tile[None, :], 0)
-        weight_row = weight + tl.minimum(feature, FEATURES - 1) * DEPTH
+        weight_row = weight_ptr + tl.minimum(feature, FEATURES - 1) * DEPTH
         for k in range(0, DEPTH, BLOCK_DEPTH):
             index = k + tl.arange(0, BLOCK_DEPTH)
             channel = tl.minimum(index // (PATCH * PATCH), 2)
@@ -231,7 +230,7 @@ def _frame_patch_embed_kernel(
             tile = tl.dot(pixels.to(OPERAND), weights.to(OPERAND), tile, input_precision="tf32x3")
         tl.store(output_row[:, None] + feature[None, :], tile.to(dtype), mask=is_row[:, None] & is_feature[None, :])
 
-        # Mean and variance of all features so far from those of both parts (Chan, Golub, LeVeque, 1979).
+        # Combine mean and variance with those of the features so far (Chan, Golub, LeVeque, 1979).
         count = tl.minimum(FEATURES - start, BLOCK_FEATURES)
         tile_mean = tl.sum(tl.where(is_feature[None, :], tile, 0), 1) / count
         distance = tl.where(is_feature[None, :], tile - tile_mean[:, None], 0)
@@ -239,14 +238,14 @@ def _frame_patch_embed_kernel(
         mean += step * count / (start + count)
         squares += tl.sum(distance * distance, 1) + step * step * start * count / (start + count)
 
-    # What other threads of this program have stored is read next.
+    # Next, threads read what other threads of this program have stored.
     tl.debug_barrier()
     inverse = 1 / tl.sqrt(squares / FEATURES + eps)
     for start in range(0, FEATURES, NORM_FEATURES):
         feature = start + tl.arange(0, NORM_FEATURES)
         mask = is_row[:, None] & (feature < FEATURES)[None, :]
-        gain = tl.load(norm_weight + feature, mask=feature < FEATURES, other=0).to(tl.float32)
-        bias = tl.load(norm_bias + feature, mask=feature < FEATURES, other=0).to(tl.float32)
+        gain = tl.load(norm_weight_ptr + feature, mask=feature < FEATURES, other=0).to(tl.float32)
+        bias = tl.load(norm_bias_ptr + feature, mask=feature < FEATURES, other=0).to(tl.float32)
         tile = tl.load(output_row[:, None] + feature[None, :], mask=mask, other=0).to(tl.float32)
         tile = (tile - mean[:, None]) * inverse[:, None] * gain[None, :] + bias[None, :]
         tl.store(output_row[:, None] + feature[None, :], tile.to(dtype), mask=mask)

@@ -1,4 +1,4 @@
-"""Every kernel of this folder in plain PyTorch: what the tests compare with, and what runs where Triton does not."""
+"""Every kernel of this folder in plain PyTorch: the tests compare with it, and it runs where Triton does not."""
 
 import torch
 import torch.nn.functional as F

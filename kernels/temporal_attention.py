@@ -3,11 +3,11 @@
     y[t] = sum over t' of softmax(scale * q[t] . k[t'])[t'] * v[t']
 
 q, k, v and y are `[F, N, D]`, frame after frame, clip after clip; t and t' are
-frames of the same clip at the same position and head. A program has one head
-of one clip at several positions, whose frames it gathers by strides, and makes
-one product of matrices of them all, of which only the blocks on the diagonal,
-the pairs at the same position, count: 8 frames alone would be too few for the
-tensor cores. Transposed copies and scores in memory do not exist.
+frames of the same clip at the same position and head. Each program takes one
+head of one clip at several positions, gathers their frames by strides, and
+multiplies them all as one matrix, because 8 frames alone are too few for the
+tensor cores. Only the blocks on the diagonal, the pairs at the same position,
+count. Neither transposed copies nor scores are ever stored.
 """
 
 import torch
@@ -17,8 +17,8 @@ import triton.language as tl
 from vllm_videollava.kernels import dispatch, reference
 from vllm_videollava.kernels.shapes import check_clips
 
-# Rows of a program, frames times positions, unless a clip has more frames. One warp then has whole rows of scores, and
-# no sum over them waits for another warp.
+# Rows of a program, frames times positions, unless a clip has more frames. With one warp, no sum over a row of scores
+# waits for another warp.
 BLOCK_ROWS, NUM_WARPS = 16, 1
 
 
@@ -29,11 +29,11 @@ def temporal_attention(
 
     Args:
         query: `[F, N, D]`, F a multiple of `num_frames`, D of `num_heads`;
-            `key` and `value` as `query`. All may be strided views, such as
-            chunks of one projection, with features side by side.
-        num_frames: frames of a clip.
+            like `key` and `value`. All may be strided views, such as chunks of
+            one projection.
+        num_frames: frames of each clip.
         num_heads: heads that D is split into.
-        scale: of the scores before the softmax.
+        scale: factor of the scores before the softmax.
 
     Returns:
         `[F, N, D]`, contiguous, in the dtype of `query`.
@@ -45,15 +45,20 @@ def temporal_attention(
     check_clips(query, num_frames)
     if query.shape[-1] % num_heads:
         raise ValueError(f"{query.shape[-1]} features cannot be split into {num_heads} heads.")
-    attend = attend_by_triton if dispatch.takes(query) else reference.temporal_attention
+    attend = temporal_attention_by_triton if dispatch.takes(query) else reference.temporal_attention
     return attend(query, key, value, num_frames=num_frames, num_heads=num_heads, scale=scale)
 
 
+def _fake(query, *_args, **_options):
+    return query.new_empty(query.shape)
+
+
+@dispatch.operator(fake=_fake)
 def temporal_attention_by_triton(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_frames: int, num_heads: int, scale: float
 ) -> torch.Tensor:
     frames, positions, features = query.shape
-    # A copy is made only where features are not side by side.
+    # Only features that are not contiguous are copied.
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     block_frames = triton.next_power_of_2(num_frames)
@@ -79,19 +84,12 @@ def temporal_attention_by_triton(
     return output
 
 
-def _fake(query, *_args, **_options):
-    return query.new_empty(query.shape)
-
-
-attend_by_triton = dispatch.register_op(temporal_attention_by_triton, _fake)
-
-
 @triton.jit
 def _temporal_attention_kernel(
-    query,
-    key,
-    value,
-    output,
+    query_ptr,  # [F, N, D]
+    key_ptr,  # [F, N, D]
+    value_ptr,  # [F, N, D]
+    output_ptr,  # [F, N, D]
     positions,
     stride_query_frame,
     stride_query_position,
@@ -117,9 +115,9 @@ def _temporal_attention_kernel(
     mask = is_row[:, None] & (feature < HEAD_SIZE)[None, :]
     head = (tl.program_id(1) * HEAD_SIZE + feature)[None, :]
 
-    query_row = query + frame * stride_query_frame + position * stride_query_position
-    key_row = key + frame * stride_key_frame + position * stride_key_position
-    value_row = value + frame * stride_value_frame + position * stride_value_position
+    query_row = query_ptr + frame * stride_query_frame + position * stride_query_position
+    key_row = key_ptr + frame * stride_key_frame + position * stride_key_position
+    value_row = value_ptr + frame * stride_value_frame + position * stride_value_position
     queries = tl.load(query_row[:, None] + head, mask=mask, other=0).to(OPERAND)
     keys = tl.load(key_row[:, None] + head, mask=mask, other=0).to(OPERAND)
     values = tl.load(value_row[:, None] + head, mask=mask, other=0).to(OPERAND)
@@ -130,7 +128,7 @@ def _temporal_attention_kernel(
     scores = tl.where(is_pair, scores, float("-inf"))
     weights = tl.exp(scores - tl.max(scores, 1)[:, None])
     weights = weights / tl.sum(weights, 1)[:, None]
-    attended = tl.dot(weights.to(output.dtype.element_ty).to(OPERAND), values, input_precision="tf32x3")
+    attended = tl.dot(weights.to(output_ptr.dtype.element_ty).to(OPERAND), values, input_precision="tf32x3")
 
-    output_row = output + frame * stride_output_frame + position * stride_output_position
-    tl.store(output_row[:, None] + head, attended.to(output.dtype.element_ty), mask=mask)
+    output_row = output_ptr + frame * stride_output_frame + position * stride_output_position
+    tl.store(output_row[:, None] + head, attended.to(output_ptr.dtype.element_ty), mask=mask)

@@ -1,9 +1,9 @@
-"""What comes before attention over time, in one pass: the temporal embedding and the temporal layer norm.
+"""The temporal embedding and the layer norm before attention over time, in one pass.
 
     residual = x + embedding[frame]        normed = LayerNorm(residual)
 
-x is `[F, N, D]`, frame after frame, clip after clip. A program has one row: it
-is read once, and both results are written from registers.
+x is `[F, N, D]`, frame after frame, clip after clip. Each program takes one row:
+it reads the row once and writes both results from registers.
 """
 
 import torch
@@ -27,21 +27,27 @@ def temporal_embed_norm(
     Args:
         hidden_states: `[F, N, D]`, F a multiple of T.
         temporal_embedding: `[1, T, D]`, one row for each frame of a clip.
-        norm_weight: `[D]` of the layer norm, as `norm_bias`.
+        norm_weight: `[D]`, like `norm_bias`, of the layer norm.
         eps: of the layer norm.
 
     Returns:
-        the residual stream and what is to be attended, both `[F, N, D]` in the
+        the residual stream and the input of attention, both `[F, N, D]` in the
         dtype of `hidden_states`.
 
     Raises:
         ValueError: the frames are not whole clips.
     """
     check_clips(hidden_states, temporal_embedding.shape[-2])
-    embed = embed_by_triton if dispatch.takes(hidden_states) else reference.temporal_embed_norm
+    embed = temporal_embed_norm_by_triton if dispatch.takes(hidden_states) else reference.temporal_embed_norm
     return embed(hidden_states, temporal_embedding, norm_weight, norm_bias, eps=eps)
 
 
+def _fake(hidden_states, *_args, **_options):
+    residual = hidden_states.new_empty(hidden_states.shape)
+    return residual, torch.empty_like(residual)
+
+
+@dispatch.operator(fake=_fake)
 def temporal_embed_norm_by_triton(
     hidden_states: torch.Tensor,
     temporal_embedding: torch.Tensor,
@@ -68,22 +74,14 @@ def temporal_embed_norm_by_triton(
     return residual, normed
 
 
-def _fake(hidden_states, *_args, **_options):
-    residual = hidden_states.new_empty(hidden_states.shape)
-    return residual, torch.empty_like(residual)
-
-
-embed_by_triton = dispatch.register_op(temporal_embed_norm_by_triton, _fake)
-
-
 @triton.jit
 def _temporal_embed_norm_kernel(
-    hidden_states,  # [F * N, D], as the results
-    temporal_embedding,  # [T, D]
-    norm_weight,
-    norm_bias,
-    residual,
-    normed,
+    hidden_states_ptr,  # [F * N, D]
+    temporal_embedding_ptr,  # [T, D]
+    norm_weight_ptr,  # [D]
+    norm_bias_ptr,  # [D]
+    residual_ptr,  # [F * N, D]
+    normed_ptr,  # [F * N, D]
     positions,
     num_frames,
     eps,
@@ -95,17 +93,17 @@ def _temporal_embed_norm_kernel(
     start = row.to(tl.int64) * FEATURES
     feature = tl.arange(0, BLOCK_FEATURES)
     mask = feature < FEATURES
-    values = tl.load(hidden_states + start + feature, mask=mask, other=0).to(tl.float32)
-    values += tl.load(temporal_embedding + frame * FEATURES + feature, mask=mask, other=0).to(tl.float32)
-    # What is normalised is what is written, roundings included.
-    values = values.to(residual.dtype.element_ty)
-    tl.store(residual + start + feature, values, mask=mask)
+    values = tl.load(hidden_states_ptr + start + feature, mask=mask, other=0).to(tl.float32)
+    values += tl.load(temporal_embedding_ptr + frame * FEATURES + feature, mask=mask, other=0).to(tl.float32)
+    # Normalise the rounded values that are stored.
+    values = values.to(residual_ptr.dtype.element_ty)
+    tl.store(residual_ptr + start + feature, values, mask=mask)
 
     values = values.to(tl.float32)
     mean = tl.sum(values, 0) / FEATURES
     distance = tl.where(mask, values - mean, 0)
     inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
-    gain = tl.load(norm_weight + feature, mask=mask, other=0).to(tl.float32)
-    bias = tl.load(norm_bias + feature, mask=mask, other=0).to(tl.float32)
+    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
+    bias = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
     values = distance * inverse * gain + bias
-    tl.store(normed + start + feature, values.to(normed.dtype.element_ty), mask=mask)
+    tl.store(normed_ptr + start + feature, values.to(normed_ptr.dtype.element_ty), mask=mask)

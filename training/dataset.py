@@ -16,7 +16,7 @@ from training.tiny_config import VIDEO_TOWER
 from vllm_videollava.decoding.pixels import frame_pixels, image_pixels
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.tiny.drawing import coverage, draw_frames, encode_frames
-from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, Thing, draw_clip_scene, draw_image_scene
+from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, Thing, random_clip_scene, random_image_scene
 
 NUM_FRAMES = VIDEO_TOWER["num_frames"]
 NOBODY = -1
@@ -50,7 +50,7 @@ class Pool:
         if not owners_path.exists():
             pixels = np.lib.format.open_memmap(pixels_path, "w+", np.uint8, (count, num_frames, size, size, 3))
             owners = np.full((count, num_frames, grid, grid), NOBODY, np.int8)
-            draw = partial(draw_sample, medium=medium, size=size, grid=grid)
+            draw = partial(random_sample, medium=medium, size=size, grid=grid)
             with ProcessPoolExecutor(workers) as executor:
                 drawn = executor.map(draw, range(count), chunksize=32)
                 for index, sample in enumerate(tqdm(drawn, f"drawing {medium}s", count, smoothing=0)):
@@ -77,10 +77,10 @@ class Pool:
 def scene_of(medium: str, seed: int) -> Scene:
     """Return the scene that a seed stands for."""
     rng = np.random.default_rng([seed, medium == "video"])
-    return draw_clip_scene(rng) if medium == "video" else draw_image_scene(rng)
+    return random_clip_scene(rng) if medium == "video" else random_image_scene(rng)
 
 
-def draw_sample(seed: int, *, medium: str, size: int, grid: int) -> Sample:
+def random_sample(seed: int, *, medium: str, size: int, grid: int) -> Sample:
     """Draw a sample as it comes out of a file: of a clip, only the frames that the model sees are encoded."""
     scene = scene_of(medium, seed)
     rng = np.random.default_rng([seed, 2])

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vllm_videollava.commands.demo import choose_questions, show_frames
-from vllm_videollava.tiny.world import draw_clip_scene
+from vllm_videollava.tiny.world import random_clip_scene
 
 
 def test_the_demo_answers_about_the_clip_that_is_asked_for(tmp_path):
@@ -46,12 +46,12 @@ def test_a_negative_seed_is_refused():
 def test_every_clip_has_four_questions_of_different_kinds():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        assert len({question.kind for question in choose_questions(draw_clip_scene(rng), rng)}) == 4
+        assert len({question.kind for question in choose_questions(random_clip_scene(rng), rng)}) == 4
 
 
 def test_a_terminal_shows_the_eight_frames(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    scene = draw_clip_scene(np.random.default_rng(0), 1, colour="red", behaviour="stays")
+    scene = random_clip_scene(np.random.default_rng(0), 1, colour="red", behaviour="stays")
     show_frames(scene, tmp_path / "frames.png")
     lines = [line for line in capsys.readouterr().out.splitlines() if "▀" in line]
     assert {line.count("\x1b[0m") for line in lines} == {4}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.processes import wait_until
-from vllm_videollava.decoding.cache import DecodedClips
+from vllm_videollava.decoding.cache import DecodedVideos
 from vllm_videollava.decoding.errors import MediaError
 
 
@@ -30,14 +30,14 @@ class Decoder:
         return future
 
 
-async def begin(clips: DecodedClips, decoder: Decoder, key: str, count: int) -> list[asyncio.Task]:
+async def begin(clips: DecodedVideos, decoder: Decoder, key: str, count: int) -> list[asyncio.Task]:
     tasks = [asyncio.create_task(clips.get_async(key, decoder.submit)) for _ in range(count)]
     await asyncio.sleep(0)
     return tasks
 
 
 def test_the_same_clip_is_decoded_once():
-    clips, decoder = DecodedClips(250), Decoder()
+    clips, decoder = DecodedVideos(250), Decoder()
 
     async def ask():
         tasks = await begin(clips, decoder, "a", 4)
@@ -55,7 +55,7 @@ def test_the_same_clip_is_decoded_once():
 
 
 def test_what_fails_is_tried_again():
-    clips, failed = DecodedClips(250), Future()
+    clips, failed = DecodedVideos(250), Future()
     failed.set_exception(MediaError("no"))
     with pytest.raises(MediaError):
         clips.get("a", lambda: failed)
@@ -63,7 +63,7 @@ def test_what_fails_is_tried_again():
 
 
 def test_one_who_hangs_up_does_not_take_it_from_others():
-    clips, decoder = DecodedClips(250), Decoder()
+    clips, decoder = DecodedVideos(250), Decoder()
 
     async def ask():
         first, second = await begin(clips, decoder, "a", 2)
@@ -77,7 +77,7 @@ def test_one_who_hangs_up_does_not_take_it_from_others():
 
 
 def test_when_all_hang_up_it_is_dropped_and_may_be_asked_for_again():
-    clips, decoder = DecodedClips(250), Decoder()
+    clips, decoder = DecodedVideos(250), Decoder()
 
     async def ask():
         tasks = await begin(clips, decoder, "a", 2)
@@ -93,7 +93,7 @@ def test_when_all_hang_up_it_is_dropped_and_may_be_asked_for_again():
 
 
 def test_what_is_under_way_when_all_hang_up_is_kept():
-    clips, decoder = DecodedClips(250), Decoder()
+    clips, decoder = DecodedVideos(250), Decoder()
 
     async def ask():
         (task,) = await begin(clips, decoder, "a", 1)
@@ -118,7 +118,7 @@ def test_what_has_no_room_is_freed_when_the_caller_is_done_with_it():
     gc.collect()
     gc.disable()
     try:
-        alive = weakref.ref(DecodedClips(0).get("a", submit_and_do_later))
+        alive = weakref.ref(DecodedVideos(0).get("a", submit_and_do_later))
         wait_until(lambda: alive() is None)
     finally:
         gc.enable()

@@ -59,10 +59,10 @@ def random_weights(config: dict, seed: int) -> dict[str, torch.Tensor]:
         **tower_shapes("model.image_tower.image_tower", TOWER),
         **tower_shapes("model.video_tower.video_tower", VIDEO_TOWER),
     }
-    return {name: _draw(name, shape, generator) for name, shape in shapes.items()}
+    return {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}
 
 
-def _draw(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     noise = torch.randn(shape, generator=generator)
     if "patch_embedding" in name:
         # Smooth filters, as trained ones are: rounding pixels to 8 bits then matters as little.

@@ -18,7 +18,7 @@ from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.drawing import draw_frames, encode_frames
 from vllm_videollava.tiny.generator import Example, write_examples
 from vllm_videollava.tiny.questions import Question
-from vllm_videollava.tiny.world import draw_clip_scene
+from vllm_videollava.tiny.world import random_clip_scene
 
 SIZE = 98
 BARS = {
@@ -54,7 +54,7 @@ def test_reversed_frames_turn_the_direction_around(llm, tmp_path):
     rng = np.random.default_rng(11)
     examples = []
     for index, (direction, opposite) in enumerate([*OPPOSITE.items()] * 3):
-        scene = draw_clip_scene(rng, 1, behaviour=direction)
+        scene = random_clip_scene(rng, 1, behaviour=direction)
         frames, shape = draw_frames(scene), scene.things[0].shape
         for name, order, way in (("forth", frames, direction), ("back", frames[::-1], opposite)):
             path = tmp_path / f"{name}-{index}.mp4"

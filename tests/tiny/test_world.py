@@ -24,8 +24,8 @@ from vllm_videollava.tiny.world import (
     Background,
     Scene,
     Thing,
-    draw_clip_scene,
-    draw_image_scene,
+    random_clip_scene,
+    random_image_scene,
 )
 
 HUES = {"red": 0, "orange": 33, "yellow": 58, "green": 120, "blue": 230, "purple": 285}
@@ -34,7 +34,7 @@ HUES = {"red": 0, "orange": 33, "yellow": 58, "green": 120, "blue": 230, "purple
 def scene_with(behaviour: str, shape: str = "circle", colour: str = "red", seed: int = 0):
     rng = np.random.default_rng(seed)
     while True:
-        scene = draw_clip_scene(rng, 1, shape=shape, colour=colour, behaviour=behaviour)
+        scene = random_clip_scene(rng, 1, shape=shape, colour=colour, behaviour=behaviour)
         if scene.background.kind == "plain":
             return scene
 
@@ -57,7 +57,7 @@ def test_clips_and_images_are_within_the_worlds_limits():
     rng = np.random.default_rng(0)
     kinds = set()
     for _ in range(300):
-        for scene in (draw_clip_scene(rng), draw_image_scene(rng)):
+        for scene in (random_clip_scene(rng), random_image_scene(rng)):
             assert 240 <= min(scene.width, scene.height) <= max(scene.width, scene.height) <= 480
             assert 1 <= len(scene.things) <= 2
             assert all(0.08 <= thing.radius <= 0.2 for thing in scene.things)
@@ -109,7 +109,7 @@ def test_an_object_does_what_it_is_said_to_do(behaviour, seed):
 
 
 def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
-    scene = draw_clip_scene(np.random.default_rng(4))
+    scene = random_clip_scene(np.random.default_rng(4))
     with av.open(str(write_clip(scene, tmp_path / "clip.mp4"))) as clip:
         (stream,) = clip.streams
         assert stream.codec_context.name == "h264"
@@ -123,13 +123,13 @@ def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
 
 def test_of_two_objects_at_most_one_moves():
     rng = np.random.default_rng(8)
-    scenes = [draw_clip_scene(rng, 2) for _ in range(300)]
+    scenes = [random_clip_scene(rng, 2) for _ in range(300)]
     assert {sum(thing.moves for thing in scene.things) for scene in scenes} == {0, 1}
 
 
 def test_of_two_events_one_is_that_an_object_appears():
     rng = np.random.default_rng(9)
-    pairs = [[thing.behaviour for thing in draw_clip_scene(rng, 2).things] for _ in range(300)]
+    pairs = [[thing.behaviour for thing in random_clip_scene(rng, 2).things] for _ in range(300)]
     pairs = [frozenset(pair) for pair in pairs if set(pair) <= {"appears", "vanishes", "changes"}]
     assert set(pairs) == {frozenset({"appears", other}) for other in ("appears", "vanishes", "changes")}
 
@@ -137,7 +137,7 @@ def test_of_two_events_one_is_that_an_object_appears():
 def test_events_are_three_sampled_frames_apart():
     rng = np.random.default_rng(5)
     for _ in range(200):
-        scene = draw_clip_scene(rng, 2)
+        scene = random_clip_scene(rng, 2)
         times = np.linspace(0, scene.num_frames - 1, 8, dtype=int) / (scene.num_frames - 1)
         first, second = sorted(thing.event_time for thing in scene.things)
         assert sum(first <= time < second for time in times) >= 3
@@ -148,7 +148,7 @@ def test_answers_name_exactly_one_shape_colour_or_direction():
     named = {"shape": SHAPES, "colour of the object": COLOURS, "colour": COLOURS, "direction": tuple(DIRECTIONS)}
     asked = set()
     for _ in range(300):
-        for question in questions_about(draw_clip_scene(rng), rng):
+        for question in questions_about(random_clip_scene(rng), rng):
             asked.add(question.text)
             if question.kind in named:
                 words = question.answer.rstrip(".").split()

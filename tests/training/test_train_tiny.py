@@ -111,7 +111,7 @@ def test_a_sample_turned_around_is_true(turn):
     """Where its scene says that objects are, there they are, in the colour and on the way that it says."""
     events = set()
     for seed in range(30):
-        turned = turn(dataset.draw_sample(seed, medium="video", size=98, grid=7))
+        turned = turn(dataset.random_sample(seed, medium="video", size=98, grid=7))
         owners = [dataset._owners(turned.scene, time, 7) for time in turned.times]
         assert (np.stack(owners) == turned.owners).mean() > 0.995
         assert (turned.times[0], turned.times[-1]) == (0, 1)

@@ -17,7 +17,7 @@ from vllm_videollava.commands.models import TINY
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.tiny.drawing import draw_frames, write_clip
 from vllm_videollava.tiny.questions import Question, questions_about
-from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES, Scene, draw_clip_scene
+from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES, Scene, random_clip_scene
 
 HELP = "draw a clip and ask the tiny checkpoint about it"
 EXAMPLE = "vllm-videollava demo --shape triangle --color red --moves left"
@@ -70,7 +70,7 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     rng = np.random.default_rng(seed)
     num_things = 1 if shape or colour or moves else None
-    scene = draw_clip_scene(rng, num_things, shape=shape, colour=colour, behaviour=moves)
+    scene = random_clip_scene(rng, num_things, shape=shape, colour=colour, behaviour=moves)
     folder = Path(tempfile.mkdtemp(prefix="video-llava-demo-"))
     clip = write_clip(scene, folder / "clip.mp4")
     show_frames(scene, folder / "frames.png")

@@ -23,7 +23,7 @@ class _Pending:
     num_waiting: int = 0
 
 
-class DecodedClips:
+class DecodedVideos:
     """Pixels of clips by key, as many as `max_bytes` have room for; the least recently used go first.
 
     Whoever asks for a clip that is being decoded for somebody else waits for
@@ -82,6 +82,6 @@ class DecodedClips:
 
 
 @cache
-def decoded_clips() -> DecodedClips:
+def decoded_videos() -> DecodedVideos:
     """Return this process's clips."""
-    return DecodedClips(read_settings().decoded_cache_mb << 20)
+    return DecodedVideos(read_settings().decoded_cache_mb << 20)

@@ -11,7 +11,7 @@ from blake3 import blake3
 from vllm import envs as vllm_envs
 from vllm.multimodal.media import MediaIO, MediaWithBytes
 
-from vllm_videollava.decoding.cache import decoded_clips
+from vllm_videollava.decoding.cache import decoded_videos
 from vllm_videollava.decoding.data_urls import decode_base64
 from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.limits import check_base64_size, check_file_size, max_file_bytes
@@ -97,13 +97,13 @@ class MediaDecoder:
     def decode(self, file: MediaFile) -> MediaWithBytes:
         if file.kind == "image":
             return self._image(file, shared_pool().submit(self._image_job(file)).result())
-        return self._video(file, decoded_clips().get(self._key(file), partial(self._submit_video, file)))
+        return self._video(file, decoded_videos().get(self._key(file), partial(self._submit_video, file)))
 
     async def decode_async(self, file: MediaFile) -> MediaWithBytes:
         if file.kind == "image":
             future = shared_pool().submit(self._image_job(file))
             return self._image(file, await asyncio.wrap_future(future))
-        return self._video(file, await decoded_clips().get_async(self._key(file), partial(self._submit_video, file)))
+        return self._video(file, await decoded_videos().get_async(self._key(file), partial(self._submit_video, file)))
 
     def _image(self, file: MediaFile, pixels: np.ndarray) -> MediaWithBytes[PreparedImage]:
         return MediaWithBytes(pixels.view(PreparedImage), file.digest + bytes(self._background or ()))

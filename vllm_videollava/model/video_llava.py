@@ -23,6 +23,7 @@ from vllm.utils.tensor_schema import TensorSchema, TensorShape
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
+from vllm_videollava.model.names import TENSOR_NAMES
 from vllm_videollava.model.processing import (
     VideoLlavaDummyInputsBuilder,
     VideoLlavaMultiModalProcessor,
@@ -30,7 +31,7 @@ from vllm_videollava.model.processing import (
 )
 from vllm_videollava.model.projector import MultiModalProjector
 from vllm_videollava.model.tower import LanguageBindTower
-from vllm_videollava.model.weights import NAMES, StrictWeightsLoader
+from vllm_videollava.model.weights import StrictWeightsLoader
 from vllm_videollava.text.placeholders import sentinel
 
 
@@ -66,7 +67,7 @@ class VideoLlavaVideoInputs(TensorSchema):
 )
 class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant):
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
-    hf_to_vllm_mapper = NAMES
+    hf_to_vllm_mapper = TENSOR_NAMES
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:

@@ -1,4 +1,4 @@
-"""The names of a checkpoint's tensors, and loading that leaves none of them over and no parameter unfilled."""
+"""Strict loading of weights: every tensor is used, every parameter is filled."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,49 +14,9 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.llama import LlamaForCausalLM
-from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer, WeightsMapper
+from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer
 
-# Prefixes are tried in this order, one after the other on the same name.
-NAMES = WeightsMapper(
-    orig_to_new_prefix={
-        # transformers since 4.52
-        "model.language_model.": "language_model.model.",
-        "model.multi_modal_projector.": "multi_modal_projector.",
-        # the original code
-        "model.layers.": "language_model.model.layers.",
-        "model.embed_tokens.": "language_model.model.embed_tokens.",
-        "model.norm.": "language_model.model.norm.",
-        "lm_head.": "language_model.lm_head.",
-        "model.mm_projector.weight": "multi_modal_projector.layers.0.weight",
-        "model.mm_projector.bias": "multi_modal_projector.layers.0.bias",
-        "model.mm_projector.": "multi_modal_projector.layers.",
-        # both
-        "model.image_tower.": "image_tower.",
-        "model.video_tower.": "video_tower.",
-        "image_tower.image_tower.": "image_tower.",
-        "video_tower.video_tower.": "video_tower.",
-        # transformers before 5, and the towers' own repositories
-        "image_tower.vision_model.": "image_tower.",
-        "video_tower.vision_model.": "video_tower.",
-        # transformers
-        "multi_modal_projector.linear_1.": "multi_modal_projector.layers.0.",
-        "multi_modal_projector.linear_2.": "multi_modal_projector.layers.2.",
-    }
-)
-
-# Tensors of good checkpoints, after `NAMES`, that have nothing to fill.
-UNUSED = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r".*\.position_ids",
-        r".*\.rotary_emb\.inv_freq",
-        # The hidden state is taken before it.
-        r"(image|video)_tower\.post_layernorm\..*",
-        # The other half of CLIP, in the towers' own repositories.
-        r"(image|video)_tower\.(text_model|text_projection|visual_projection)\..*",
-        r"(image|video)_tower\.logit_scale",
-    )
-)
+from vllm_videollava.model.names import TENSOR_NAMES, UNUSED
 
 MOST_NAMES = 8
 """Of tensors that one sentence lists."""
@@ -107,7 +67,7 @@ class StrictWeightsLoader:
     def _select(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         shared: dict[str, torch.Tensor] = {}
         for checkpoint_name, tensor in weights:
-            (name,) = NAMES.apply_list([checkpoint_name])
+            (name,) = TENSOR_NAMES.apply_list([checkpoint_name])
             name = self._tied.get(name, name)
             if name in self._expected:
                 if tensor.shape != self._expected[name]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from vllm_videollava.tiny.drawing import write_clip, write_image
 from vllm_videollava.tiny.questions import Question, only_colour, questions_about, questions_about_both
-from vllm_videollava.tiny.world import Scene, draw_clip_scene, draw_image_scene
+from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
 QUESTIONS = "questions.jsonl"
 # Ends the seeds of random numbers: training's have none and would be the same as with a 0.
@@ -51,12 +51,12 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
     """
     folder.mkdir(parents=True, exist_ok=True)
     videos = [
-        (draw_clip_scene(np.random.default_rng([seed, _VIDEO, index, _MARK])), folder / f"video-{index:04}.mp4")
+        (random_clip_scene(np.random.default_rng([seed, _VIDEO, index, _MARK])), folder / f"video-{index:04}.mp4")
         for index in range(num_videos)
     ]
     images = [
         (
-            draw_image_scene(np.random.default_rng([seed, _IMAGE, index, _MARK])),
+            random_image_scene(np.random.default_rng([seed, _IMAGE, index, _MARK])),
             folder / f"image-{index:04}.{('jpg', 'png')[index % 2]}",
         )
         for index in range(num_images)

@@ -111,7 +111,7 @@ class Scene:
         return "image" if self.num_frames == 1 else "video"
 
 
-def draw_clip_scene(
+def random_clip_scene(
     rng: np.random.Generator,
     num_things: int | None = None,
     *,
@@ -133,8 +133,8 @@ def draw_clip_scene(
     else:
         first = behaviour or _choose(rng, BEHAVIOURS)
         behaviours = [first, _choose(rng, _beside(first))][:count]
-    things = _draw_things(rng, behaviours, shape, colour)
-    return _draw_scene(rng, things, int(rng.integers(_FRAMES[0], _FRAMES[1] + 1)))
+    things = _random_things(rng, behaviours, shape, colour)
+    return _random_scene(rng, things, int(rng.integers(_FRAMES[0], _FRAMES[1] + 1)))
 
 
 def _beside(behaviour: str) -> tuple[str, ...]:
@@ -146,21 +146,21 @@ def _beside(behaviour: str) -> tuple[str, ...]:
     return BEHAVIOURS
 
 
-def draw_image_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
-    """Draw an image's scene; see `draw_clip_scene`."""
+def random_image_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
+    """Draw an image's scene; see `random_clip_scene`."""
     count = num_things or int(rng.integers(1, 3))
-    return _draw_scene(rng, _draw_things(rng, ["stays"] * count, None, None), 1)
+    return _random_scene(rng, _random_things(rng, ["stays"] * count, None, None), 1)
 
 
-def _draw_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frames: int) -> Scene:
+def _random_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frames: int) -> Scene:
     # Even sides, as H.264 in its usual pixel format wants them.
     shorter, longer = sorted(2 * int(side) for side in rng.integers(_SIDES[0] // 2, _SIDES[1] // 2 + 1, 2))
     width, height = ((longer, shorter), (shorter, longer), (shorter, shorter))[rng.integers(3)]
     fps = int(rng.integers(_FPS[0], _FPS[1] + 1))
-    return Scene(width, height, num_frames, fps, _draw_background(rng), things)
+    return Scene(width, height, num_frames, fps, _random_background(rng), things)
 
 
-def _draw_background(rng: np.random.Generator) -> Background:
+def _random_background(rng: np.random.Generator) -> Background:
     # Light, dark or between, and never as colourful as an object.
     value = rng.choice([rng.uniform(0.03, 0.35), rng.uniform(0.65, 1.0), rng.uniform(0.35, 0.65)], p=[0.4, 0.4, 0.2])
     hue, saturation = rng.uniform(0, 360), rng.uniform(0, 0.25)
@@ -175,7 +175,7 @@ def _draw_background(rng: np.random.Generator) -> Background:
     )
 
 
-def _draw_things(
+def _random_things(
     rng: np.random.Generator, behaviours: list[str], shape: str | None, colour: str | None
 ) -> tuple[Thing, ...]:
     """Draw objects of different shapes, so that each can be named by it, with room between them."""
@@ -183,32 +183,32 @@ def _draw_things(
     if shape:
         shapes.remove(shape)
         shapes.insert(0, shape)
-    times = _draw_event_times(rng)
+    times = _random_event_times(rng)
     while True:
         things = tuple(
-            _draw_thing(rng, name, colour if index == 0 else None, behaviour, times[index])
+            _random_thing(rng, name, colour if index == 0 else None, behaviour, times[index])
             for index, (name, behaviour) in enumerate(zip(shapes, behaviours, strict=False))
         )
         if len(things) == 1 or not _touch(*things):
             return things
 
 
-def _draw_event_times(rng: np.random.Generator) -> list[float]:
+def _random_event_times(rng: np.random.Generator) -> list[float]:
     while True:
         times = rng.uniform(*_EVENT_TIMES, 2)
         if abs(times[0] - times[1]) >= _BETWEEN_EVENTS:
             return [float(time) for time in times]
 
 
-def _draw_thing(rng: np.random.Generator, shape: str, colour: str | None, behaviour: str, event_time: float) -> Thing:
+def _random_thing(rng: np.random.Generator, shape: str, colour: str | None, behaviour: str, event_time: float) -> Thing:
     colour = colour or _choose(rng, tuple(COLOURS))
     new_colour = _choose(rng, tuple(name for name in COLOURS if name != colour))
     radius = float(rng.uniform(*_RADIUS))
-    start, end = _draw_path(rng, behaviour, radius)
+    start, end = _random_path(rng, behaviour, radius)
     return Thing(
         shape=shape,
         colour=colour,
-        rgb=_draw_rgb(rng, colour),
+        rgb=_random_rgb(rng, colour),
         radius=radius,
         proportion=float(rng.random()),
         behaviour=behaviour,
@@ -216,11 +216,11 @@ def _draw_thing(rng: np.random.Generator, shape: str, colour: str | None, behavi
         end=end,
         event_time=event_time,
         new_colour=new_colour,
-        new_rgb=_draw_rgb(rng, new_colour),
+        new_rgb=_random_rgb(rng, new_colour),
     )
 
 
-def _draw_path(
+def _random_path(
     rng: np.random.Generator, behaviour: str, radius: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Draw where an object starts and ends; one that moves may be cut off by the edge at either time."""
@@ -245,7 +245,7 @@ def _touch(one: Thing, other: Thing) -> bool:
     return any(np.hypot(*np.subtract(one.centre(time), other.centre(time))) < reach for time in times)
 
 
-def _draw_rgb(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
+def _random_rgb(rng: np.random.Generator, colour: str) -> tuple[int, int, int]:
     return _to_rgb(*(rng.uniform(*span) for span in COLOURS[colour]))
 
 

@@ -1,0 +1,58 @@
+"""The table from a checkpoint's tensor names, of any format and version, to this model's.
+
+Prefixes are tried from top to bottom, each on the result of those before it:
+
+    the original's model.video_tower.video_tower.encoder.layers.0.mlp.fc1.weight
+        video_tower.video_tower.encoder.layers.0.mlp.fc1.weight
+        video_tower.encoder.layers.0.mlp.fc1.weight
+    transformers' model.language_model.layers.0.mlp.up_proj.weight
+        language_model.model.layers.0.mlp.up_proj.weight
+    transformers' model.multi_modal_projector.linear_2.bias
+        multi_modal_projector.linear_2.bias
+        multi_modal_projector.layers.2.bias
+"""
+
+import re
+
+from vllm.model_executor.models.utils import WeightsMapper
+
+TENSOR_NAMES = WeightsMapper(
+    orig_to_new_prefix={
+        # transformers since 4.52
+        "model.language_model.": "language_model.model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        # the original code
+        "model.layers.": "language_model.model.layers.",
+        "model.embed_tokens.": "language_model.model.embed_tokens.",
+        "model.norm.": "language_model.model.norm.",
+        "lm_head.": "language_model.lm_head.",
+        "model.mm_projector.weight": "multi_modal_projector.layers.0.weight",
+        "model.mm_projector.bias": "multi_modal_projector.layers.0.bias",
+        "model.mm_projector.": "multi_modal_projector.layers.",
+        # both
+        "model.image_tower.": "image_tower.",
+        "model.video_tower.": "video_tower.",
+        "image_tower.image_tower.": "image_tower.",
+        "video_tower.video_tower.": "video_tower.",
+        # transformers before 5, and the towers' own repositories
+        "image_tower.vision_model.": "image_tower.",
+        "video_tower.vision_model.": "video_tower.",
+        # transformers
+        "multi_modal_projector.linear_1.": "multi_modal_projector.layers.0.",
+        "multi_modal_projector.linear_2.": "multi_modal_projector.layers.2.",
+    }
+)
+
+# Tensors that valid checkpoints may contain and this model does not need, by their names in the model.
+UNUSED = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r".*\.position_ids",
+        r".*\.rotary_emb\.inv_freq",
+        # The hidden state is taken before it.
+        r"(image|video)_tower\.post_layernorm\..*",
+        # The other half of CLIP, in the towers' own repositories.
+        r"(image|video)_tower\.(text_model|text_projection|visual_projection)\..*",
+        r"(image|video)_tower\.logit_scale",
+    )
+)
