@@ -1,4 +1,4 @@
-"""That the folder `kernels` is the package `vllm_videollava.kernels`, by a link; pyproject.toml has the rest.
+"""Declares the packages; `vllm_videollava/kernels` is a link to `kernels`. pyproject.toml has the rest.
 
 The folder must not be a package of its own: a top-level `kernels` would hide
 Hugging Face's package of that name from transformers and vLLM.

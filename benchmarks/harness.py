@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, and rows of JSON that say where they come from."""
+"""Shared by the benchmarks: interleaved timing, and rows of JSON that say where they come from."""
 
 import importlib.metadata
 import json
@@ -106,7 +106,7 @@ def _rounds_on_gpu(calls: Mapping[str, Callable[[], Any]], num_inputs: int, seco
 
 
 def _capture(way: Callable[[Any], Any], inputs: list[Any]) -> torch.cuda.CUDAGraph:
-    # What is compiled at first use must be before the capture, on a stream of its own.
+    # Compile before the capture, on a stream of its own.
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
@@ -186,5 +186,5 @@ def _version(package: str) -> str | None:
         return None
 
 
-# Before anything is measured: later, the files may be others.
+# Read before anything is measured, because the files may change later.
 PROVENANCE = provenance()

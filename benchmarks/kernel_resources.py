@@ -132,7 +132,7 @@ def measure(case: Case) -> Resources:
     names = case.kernel.arg_names
     signature = dict.fromkeys(names, "i32") | case.pointers | dict.fromkeys(case.floats, "fp32")
     signature |= dict.fromkeys(case.constants, "constexpr")
-    # As at a launch: PyTorch's memory is aligned to 16 bytes and more.
+    # As at a launch: PyTorch aligns memory to at least 16 bytes.
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in case.pointers}
     source = ASTSource(case.kernel, signature=signature, constexprs=case.constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", case.chip, 32), options=case.options)

@@ -33,7 +33,7 @@ from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
 OURS = "this package"
-# What an encoder call of vLLM has: one clip; three and seven, by its defaults on this kind of GPU; many.
+# Frames of one encoder call in vLLM: one clip; three and seven clips, its limits on such a GPU; many.
 FRAMES = (8, 24, 56, 256)
 # Several times the L2 cache of any GPU.
 BYTES_OF_INPUTS = 512 * 2**20
@@ -126,7 +126,7 @@ _CONSTANTS: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
 def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    # Made once: a graph cannot capture what copies from the CPU.
+    # Made once, because a graph cannot capture copies from the CPU.
     if device not in _CONSTANTS:
         mean, std = (torch.tensor(x, device=device).view(3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
         _CONSTANTS[device] = mean, std
@@ -358,7 +358,7 @@ def _distance(way: Way, inputs: Any, ours: torch.Tensor) -> float:
     try:
         return float((_flat(way(inputs)) - ours).norm() / ours.norm())
     except Exception:
-        # One way that this GPU, or this version of something, cannot do is no reason not to time the others.
+        # If one way fails on this GPU, the others are still timed.
         traceback.print_exc()
         return float("inf")
 
@@ -389,7 +389,7 @@ def measure(case: Case, floor: float, seconds: float) -> Iterator[dict[str, Any]
 def rates(dtype: torch.dtype) -> dict[str, list[float]]:
     """Bytes per second of a copy, read and written, and operations per second of a matrix product."""
     data = torch.randn(2**28, device="cuda")
-    # By a kernel: in a graph, `copy_` is done by the copy engine, which is slower.
+    # Copied by a kernel: in a graph, `copy_` uses the copy engine, which is slower.
     copy = harness.interleave_on_gpu({"copy": partial(torch.neg, out=torch.empty_like(data))}, [data], 1)["copy"]
     matrix = torch.randn(8192, 8192, device="cuda", dtype=dtype)
     squares = harness.interleave_on_gpu({"product": lambda x: x @ x}, [matrix], 1)["product"]

@@ -44,7 +44,7 @@ CONNECTOR = VideoLlavaMediaConnector(
 
 def main() -> None:
     args = parse_args()
-    # Every request is to be decoded.
+    # Every request must be decoded.
     os.environ["VIDEO_LLAVA_DECODED_CACHE_MB"] = "0"
     rows = []
     with tempfile.TemporaryDirectory() as name:

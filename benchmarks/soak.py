@@ -26,7 +26,7 @@ from vllm_videollava.tiny.drawing import write_clip
 from vllm_videollava.tiny.world import random_clip_scene
 
 NUM_CLIENTS = 32
-# Caches that are full soon, for they grow on purpose.
+# Small caches are full soon; they grow on purpose.
 FLAGS = ("--enforce-eager", "--dtype=float32", "--mm-processor-cache-gb=0.01", "--disable-uvicorn-access-log")
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),

@@ -1,4 +1,4 @@
-"""How often the tiny checkpoint's answers are right, by kind of question and by precision.
+"""Counts how often the tiny checkpoint's answers are right, by kind of question and by precision.
 
     python -m benchmarks.tiny_accuracy
 
@@ -33,7 +33,7 @@ def start_engine(precision: str) -> "LLM":
     from vllm import LLM
 
     settings = {"dtype": precision} if precision != "int8 weights" else _int8_settings()
-    # Whoever runs this may read any file anyway.
+    # The user of this script can read these files anyway.
     return LLM(str(tiny_checkpoint()), max_model_len=1024, enforce_eager=True, allowed_local_media_path="/", **settings)
 
 

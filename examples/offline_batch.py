@@ -64,12 +64,12 @@ def read_done(out: Path) -> set[str]:
 
 
 def answer_all(clips: list[str], args: argparse.Namespace) -> None:
-    # Not before there is something to do, because this import takes seconds.
+    # Imported only if there is something to do, because it takes seconds.
     from vllm import LLM, SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
     with args.out.open("a") as file:
-        # Whoever runs this script may read any file anyway.
+        # The user of this script can read these files anyway.
         with hold_interrupts():
             llm = LLM(
                 args.model,
@@ -94,7 +94,7 @@ def hold_interrupts() -> Iterator[None]:
 
     A terminal sends it to all of them, and the engine's would die in the middle of their work.
     """
-    # Otherwise it is started in the block, and lets interrupts through again.
+    # Otherwise it would start inside the block and let interrupts through again.
     resource_tracker.ensure_running()
     held = []
     handler = signal.signal(signal.SIGINT, lambda *_: held.append(True))
@@ -114,7 +114,7 @@ def ask(
     """Yield what is wrong with each clip that cannot be decoded, then the answers about the others."""
     asked = []
     for path in paths:
-        # One by one, so that an error is about one clip; the engine answers them together all the same.
+        # Added one by one, so that an error is about one clip; the engine still answers them together.
         try:
             llm.enqueue_chat(message(path, question), params, use_tqdm=False)
         except (ValueError, OSError) as error:

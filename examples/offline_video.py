@@ -26,7 +26,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=128)
 
 def main() -> None:
     args = parse_args()
-    # Whoever runs this script may read any file anyway.
+    # The user of this script can read these files anyway.
     llm = LLM(
         args.model,
         dtype=args.dtype,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from openai import OpenAI
 
-# The server looks at the content to tell one format of clips or pictures from another.
+# The server recognises the format by the content.
 MIME_TYPES = {"video": "video/mp4", "image": "image/jpeg"}
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         content = [draw_part()]
     content.append({"type": "text", "text": args.question})
 
-    # The package insists on a key; a vLLM server asks for one only if told so.
+    # The package requires a key; a vLLM server checks it only if told to.
     client = OpenAI(base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     stream = client.chat.completions.create(
         model=client.models.list().data[0].id,

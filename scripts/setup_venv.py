@@ -22,7 +22,7 @@ OPTIONAL_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 
 
 def main() -> None:
-    # This file must still run where the package would not.
+    # This file must run even where the package does not.
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make setup PYTHON=python3.12")
     device = "cuda" if has_nvidia_gpu() else "cpu"
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the driver answers and lists a GPU."""
+    """Return whether the driver answers and lists a GPU."""
     if shutil.which("nvidia-smi") is None:
         return False
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -47,12 +47,12 @@ def has_nvidia_gpu() -> bool:
 
 
 def is_for_another_device(device: str) -> bool:
-    """Whether .venv has vLLM's other distribution, which installs the same module."""
+    """Return whether .venv has vLLM's other distribution, which installs the same module."""
     return STAMP.exists() and not STAMP.read_text().startswith(device)
 
 
 def fingerprint(device: str) -> str:
-    """What the set-up depends on."""
+    """Return everything that the set-up depends on, in one line."""
     files = [ROOT / "pyproject.toml", ROOT / "setup.py", Path(__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return f"{device} {sys.version_info[:2]} {ROOT} {digest}"

@@ -1,4 +1,4 @@
-"""What the tests share: settings of the engine, checkpoints, media, one server."""
+"""Shared by the tests: settings of the engine, checkpoints, media, one server."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A mark in the folder of a training run, by which work that other code began is refused."""
+"""Stamps a training run's folder with a hash of the code, and refuses a folder stamped by other code."""
 
 import hashlib
 from pathlib import Path

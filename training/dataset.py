@@ -20,7 +20,7 @@ from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, SHAPES, Scene, Thing
 
 NUM_FRAMES = VIDEO_TOWER["num_frames"]
 NOBODY = -1
-# Classes of a patch or of an object: index 0 is none.
+# Classes of a patch or of an object; index 0 means none.
 NUM_SHAPES, NUM_COLOURS, NUM_BEHAVIOURS = len(SHAPES) + 1, len(COLOURS) + 1, len(BEHAVIOURS) + 1
 _OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up", "appears": "vanishes", "vanishes": "appears"}
 

@@ -213,7 +213,7 @@ def _attend(
 ) -> torch.Tensor:
     """Attend as `F.scaled_dot_product_attention` does, whose gradient is several times slower on a CPU."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    # In the type of the scores: what autocast makes float32 is twice as large.
+    # In the dtype of the scores; autocast would make it float32, twice as large.
     with torch.autocast(query.device.type, enabled=False):
         if bias is not None:
             scores = scores + bias.to(scores.dtype)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 IMAGE_TOWER_FOLDER, VIDEO_TOWER_FOLDER = "LanguageBind_Image", "LanguageBind_Video_merge"
-# What all checkpoints of this format say of themselves.
+# Fields that all checkpoints of this format share.
 CONFIG = {
     "model_type": "llava",
     "architectures": ["LlavaLlamaForCausalLM"],
@@ -58,7 +58,7 @@ def write_files(
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
     typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
     write_json(folder / "tokenizer_config.json", {**settings, **typed, "model_max_length": 4096})
-    # Written as any file is: `save_file` makes one that only its owner may read.
+    # Written like any file, because `save_file` makes one that only its owner may read.
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     return folder
 

@@ -1,4 +1,4 @@
-"""What the towers are to say of patches, frames and clips, so that they learn to see before LLaMA learns to speak."""
+"""Targets for the towers about patches, frames and clips, so that they learn to see before LLaMA learns to speak."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from training.dataset import NUM_BEHAVIOURS, NUM_COLOURS, NUM_SHAPES, Sample
 from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, EVENTS, SHAPES, Scene, Thing
 
 _COLOURS = list(COLOURS)
-# In every group, class 0 is none.
+# In every group, class 0 means none.
 _NUM_PLACES = 8
 # Said by each patch of the object that it shows: shape and colour; at the end also what the object does.
 PATCH_CLASSES = (NUM_SHAPES, NUM_COLOURS, NUM_BEHAVIOURS)

@@ -33,13 +33,13 @@ from vllm_videollava.tiny.questions import Question, only_colour, questions_abou
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
 QUESTIONS_AT_ONCE = 6
-# Kinds that are asked whenever they can be.
+# Kinds that are asked whenever possible.
 HARD = ("direction", "order", "same colour")
 SAVE_SECONDS = 120
 
 
 class Stage(NamedTuple):
-    """How long a stage is, samples of a step, and the highest learning rates of towers and of all else."""
+    """A stage's length, its batch size, and the highest learning rates of the towers and of all else."""
 
     steps: int
     batch: int
@@ -188,7 +188,7 @@ class Trainer:
         if len(scenes) == 1:
             about = questions_about(*scenes, self.rng)
         else:
-            # Asked twice, since to compare is the hardest.
+            # Asked twice, because comparing is the hardest.
             about = [*questions_about_both(*scenes, self.rng), questions_about_both(*scenes, self.rng)[0]]
         order = sorted(self.rng.permutation(len(about)), key=lambda index: about[index].kind not in HARD)
         return [about[index] for index in order[:QUESTIONS_AT_ONCE]]
@@ -247,7 +247,7 @@ def main() -> None:
     trainer = Trainer(args.work, args.workers, device)
     trainer.run()
     trainer.write_checkpoint(args.checkpoint)
-    # So that the next run trains anew.
+    # So that the next run starts over.
     trainer.state_path.unlink()
 
 

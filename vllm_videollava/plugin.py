@@ -1,4 +1,4 @@
-"""All that vLLM is told at start: what it assumes about this model without flags, and which flags are refused."""
+"""Tells vLLM at start about this model: what to register, what to assume without flags, which flags to refuse."""
 
 import os
 
@@ -19,7 +19,7 @@ TOKENIZER_MODE = "video_llava"
 
 
 class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
-    """Fills in what the user's flags leave open."""
+    """Fills in the settings that the user's flags leave open."""
 
     @staticmethod
     def verify_and_update_model_config(model_config) -> None:
@@ -30,7 +30,7 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
             raise ValueError(
                 f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, this model has its own."
             )
-        # Now, rather than at the first request.
+        # Read them now rather than at the first request, so that a wrong value stops the start.
         read_settings()
         _check_frontend(model_config)
         check_overrides(model_config.hf_config, model_config.hf_overrides)
@@ -48,7 +48,7 @@ def _cache_in_one_process(multimodal_config) -> None:
     video, whoever asks, is answered 500.
     """
     if multimodal_config.mm_processor_cache_type == "lru":
-        # The name by which vLLM (0.29 to 0.33) calls what it takes for several API servers.
+        # vLLM (0.29 to 0.33) uses this cache when there are several API servers.
         multimodal_config.mm_processor_cache_type = "processor_only"
 
 

@@ -15,7 +15,7 @@ IMAGE_SIZE = 56
 
 
 NAMES = ("before 4.52", "from 4.52 on", "from 5 on")
-"""How transformers has named tensors in Video-LLaVA's checkpoints."""
+"""The ways in which transformers has named the tensors of Video-LLaVA's checkpoints."""
 
 
 def write_transformers_checkpoint(folder: Path, original: Path, names: str = "from 5 on") -> Path:

@@ -1,4 +1,4 @@
-"""What a decoder might do wrong, for workers to run."""
+"""Misbehaving decoders, for workers to run."""
 
 import ctypes
 import json

@@ -16,7 +16,7 @@ ARCHITECTURE = "VideoLlavaForConditionalGeneration"
 
 
 class VideoLlavaConfig(PreTrainedConfig):
-    """What Video-LLaVA's checkpoints say, in one form.
+    """The configs of both checkpoint formats, in one form.
 
     `from_dict` takes the config.json of either format. The class has the name
     of transformers' own config so that transformers' auto classes, which go by
@@ -29,17 +29,17 @@ class VideoLlavaConfig(PreTrainedConfig):
     text_config: LlamaConfig | dict | None = None
     image_config: TowerConfig | dict | None = None
     video_config: TowerConfig | dict | None = None
-    # The hidden state that leaves the towers, in transformers' numbering: -2 skips the last layer.
+    # The towers' selected hidden state, in transformers' numbering: -2 skips the last layer.
     vision_feature_layer: int = -2
     image_keeps_cls: bool = False
     projector_depth: int = 2
     projector_hidden_act: str = "gelu"
     projector_bias: bool = True
-    # Whose pixel transforms and prompt ids hold: the original code's or transformers'.
+    # Whether pixels and prompt ids are made as by the original code or as by transformers.
     original_format: bool = True
-    # Frames sampled from a clip.
+    # Frames sampled from a video.
     num_frames: int = 8
-    # Of the language model; transformers and vLLM look for it here.
+    # A setting of the language model that transformers and vLLM look for here.
     tie_word_embeddings: bool = False
     # Folder or repository of each tower's own weights, where the checkpoint may come without them.
     image_tower_source: str | None = None
@@ -102,7 +102,7 @@ def register() -> None:
 
 
 def is_original_format(config_dict: dict[str, Any]) -> bool:
-    """Whether this is the config.json of the original code (LLaVA's has `text_config` or `mm_vision_tower`)."""
+    """Return whether this is the original code's config.json (LLaVA's has `text_config` or `mm_vision_tower`)."""
     return "mm_video_tower" in config_dict and "text_config" not in config_dict
 
 
@@ -200,7 +200,7 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     strategy = values.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
         raise ValueError(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are supported.")
-    # transformers' config class knows its own defaults and older spellings.
+    # transformers' own class fills in its defaults and reads older spellings.
     from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
 
     config = TransformersConfig.from_dict(dict(values))

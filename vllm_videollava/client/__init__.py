@@ -1,1 +1,1 @@
-"""Whatever asks a server."""
+"""Starting a server and asking it."""

@@ -1,4 +1,4 @@
-"""A server in a process of its own, on a free port of this machine."""
+"""Starts a server in a process of its own, on a free port of this machine."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def local_server(model: str | Path, log: Path, *flags: str, **environment: str) 
         try:
             process.wait(_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            # With all that is below it.
+            # It and all its children.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise

@@ -23,7 +23,7 @@ HELP = "draw a clip and ask the tiny checkpoint about it"
 EXAMPLE = "vllm-videollava demo --shape triangle --color red --moves left"
 HANDS_ON = False
 NUM_QUESTIONS = 4
-# Kinds of questions to choose from, those that say most of a clip first.
+# Kinds of questions to choose from, the most telling first.
 KINDS = ("shape", "direction", "order", "description", "colour", "count", "motion")
 NUM_FRAMES = 8
 FRAME_WIDTH, GAP = 120, 4

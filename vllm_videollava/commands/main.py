@@ -1,4 +1,4 @@
-"""The command `vllm-videollava`: finds the command that is meant, and runs it."""
+"""The command `vllm-videollava`: parses the command line and runs one of the commands."""
 
 import argparse
 import difflib
@@ -36,7 +36,7 @@ def _make_parser() -> argparse.ArgumentParser:
             description=f"{command.HELP[0].upper()}{command.HELP[1:]}.",
             epilog=f"Example: {command.EXAMPLE}",
             allow_abbrev=False,
-            # What is handed on may have a --help of its own.
+            # vLLM's commands have a --help of their own.
             add_help=not command.HANDS_ON,
         )
         command.add_arguments(subparser)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> str | None:
     Returns:
         what is wrong with the installation, if anything.
     """
-    # vLLM's parser knows its CPU build by a name that the build does not have.
+    # vLLM's parser asks for the version under a name that its CPU build does not have.
     name_cpu_distribution()
     return run_vllm(["serve", *_model_first(args.handed_on)])
 

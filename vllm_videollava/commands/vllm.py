@@ -24,7 +24,7 @@ def run_vllm(arguments: list[str]) -> str | None:
     name_cpu_distribution()
     if problem := find_plugin_problem():
         return problem
-    # vLLM's command, and what it starts, read the arguments there.
+    # vLLM's command and the processes it starts read their arguments from there.
     sys.argv = ["vllm", *arguments]
 
     from vllm.entrypoints.cli.main import main

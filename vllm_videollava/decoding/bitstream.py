@@ -1,4 +1,4 @@
-"""Whether a clip can be decoded from each of its key frames on, told by what its packets hold."""
+"""Tells from a video's packets whether decoding can start at each of its key frames."""
 
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packe
     if any(_changes_decoder(data, extradata) for packet in packets for data in packet.iter_sidedata()):
         return False
     first = reader.read(packets[0]).setup
-    # Otherwise each key frame has to bring again what the first one brought.
+    # Otherwise each key frame has to repeat the parameter sets of the first.
     is_in_container = set(first) <= set(reader.setup)
     known = reader.setup if is_in_container else first
     has_one_of_each = len({reader.kind(unit) for unit in known}) == len(known)
@@ -202,7 +202,7 @@ class _H264Reader(_NalReader):
 class _HevcReader(_NalReader):
     setup_kinds = frozenset({32, 33, 34})
     picture_kinds = range(32)
-    # After a broken link or the end of a sequence, pictures are left out: there are fewer of them than packets.
+    # After a broken link or the end of a sequence, decoders skip pictures: there are fewer than packets.
     breaking_kinds = frozenset({16, 17, 18, 36, 37})
 
     def kind(self, unit: Sequence[int]) -> int:
@@ -241,7 +241,7 @@ class _Mpeg4Reader(_Reader):
 
 class _Av1Reader(_Reader):
     def __init__(self, extradata: bytes) -> None:
-        # Before the units come four bytes, the first of which no unit begins with.
+        # Four bytes come before the units; no unit begins like the first of them.
         super().__init__(extradata[4:] if extradata[:1] == b"\x81" else extradata)
 
     def read(self, packet: av.Packet | bytes) -> _Content:
@@ -260,7 +260,7 @@ class _Av1Reader(_Reader):
             if kind == 1:
                 setup.append(bytes(data[start:at]))
             elif kind in (3, 6) and starts is None:
-                # Not one that was decoded before, a key frame, and shown.
+                # Not a key frame that was decoded before and is shown again.
                 starts = data[start] & 0xF0 == 0x10
         return _Content(setup, bool(starts))
 
@@ -284,7 +284,7 @@ class _JpegReader(_Reader):
 
     def read(self, packet: av.Packet | bytes) -> _Content:
         header, _, _ = bytes(packet).partition(b"\xff\xda")
-        # Tables that a picture does not bring are those of the one before.
+        # A picture without tables uses those of the one before.
         return _Content([], b"\xff\xdb" in header and b"\xff\xc4" in header)
 
 

@@ -1,4 +1,4 @@
-"""The last clips that were decoded, so that a chat about one of them decodes it once."""
+"""A cache of decoded videos, so that a chat about one video decodes it once."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ class DecodedVideos:
         if isinstance(found := self._find(key, submit), np.ndarray):
             return found
         try:
-            # One who hangs up does not cancel what others wait for.
+            # A client that disconnects does not cancel a job that others wait for.
             return await asyncio.shield(asyncio.wrap_future(found.future))
         finally:
             self._leave(found)

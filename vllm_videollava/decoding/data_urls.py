@@ -23,7 +23,7 @@ _TO_STANDARD_ALPHABET = bytes.maketrans(b"-_%", b"+/=")
 
 _UNQUOTED_AT_ONCE = 1 << 16
 
-# By chance, a text of this length has a plus sign (99.9999 %).
+# Base64 of this length almost surely contains a plus sign (99.9999 %).
 _CHARACTERS_WITH_A_PLUS = 1024
 
 
@@ -121,7 +121,7 @@ def _unquote(quoted: bytearray) -> bytearray:
         end = escape_at_end if escape_at_end >= 0 else end
         unquoted += binascii.a2b_qp(quoted[start:end])
         start = end
-    # What is not an escape stays or loses one byte.
+    # Text that is not an escape stays as it is or loses one byte.
     if len(quoted) - len(unquoted) != 2 * quoted.count(b"="):
         raise _NotBase64Error("it has a % without two hexadecimal digits after it")
     return unquoted

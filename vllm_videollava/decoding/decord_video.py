@@ -1,4 +1,4 @@
-"""Reading the frames of a clip with decord, as the original code does."""
+"""Reads the frames of a video with decord, as the original code does."""
 
 from typing import BinaryIO
 

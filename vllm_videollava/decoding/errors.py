@@ -30,5 +30,5 @@ def shorten(value: object) -> str:
     try:
         return _SHORT.repr(value)
     except ValueError:
-        # Python writes no integer of more than 4300 digits.
+        # Python does not print integers of more than 4300 digits.
         return "a very large number"

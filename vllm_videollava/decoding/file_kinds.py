@@ -1,4 +1,4 @@
-"""What a file is, told by its first bytes, for sentences about files that are not what was asked for."""
+"""Recognises the kind of a file by its first bytes, for sentences about files of a wrong kind."""
 
 import re
 from typing import NamedTuple
@@ -85,7 +85,7 @@ _SIGNATURES = [
     *_group(
         "send it as an image",
         {
-            # One with acTL is an animation, which is a clip.
+            # With acTL it is an animation, which counts as a video.
             "a picture (PNG)": rb"\x89PNG\r\n\x1a\n(?!.{25}.*acTL)",
             "a picture (JPEG)": rb"\xff\xd8\xff",
             "a picture (JPEG 2000)": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
@@ -212,7 +212,7 @@ def _decode_text(head: bytes) -> str | None:
     try:
         text = head.decode(encoding)
     except UnicodeDecodeError as error:
-        # A letter that the head cuts through is no reason against.
+        # The end of the head may split a character.
         if error.start < len(head) - 3:
             return None
         text = head[: error.start].decode(encoding)

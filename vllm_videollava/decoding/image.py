@@ -1,4 +1,4 @@
-"""Decoding an image file."""
+"""Decodes an image file."""
 
 from collections.abc import Callable
 from typing import BinaryIO
@@ -18,7 +18,7 @@ FORMATS = (
 )
 """Pillow's names of those of its formats that start no other program."""
 
-# These two are for the whole process, which is a worker that has imported this before its first file.
+# These two change the whole process, which is a worker that imports this module before its first file.
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 # Pillow's own limit warns, and then raises at twice the size.
 Image.MAX_IMAGE_PIXELS = None
@@ -54,7 +54,7 @@ def _decode(file: BinaryIO, max_pixels: int, background: Colour | None) -> np.nd
         with Image.open(file, formats=FORMATS) as image:
             check_image_size(image.height, image.width, max_pixels)
             rgb = to_rgb(image, background)
-            # A HEIF file may hold more pixels than it says at first.
+            # A HEIF file may contain more pixels than its header says.
             check_image_size(image.height, image.width, max_pixels)
             return rgb
     except MediaError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """How many pixels a model takes of each image and video, and how they are made.
+    """The number of pixels that a model takes of each image and video, and how they are made.
 
     Attributes:
         num_frames: frames of a video.

@@ -73,7 +73,7 @@ def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
     if not original:
         return _pillow_pixels(frame, size)
     height, width, _ = frame.shape
-    # Divided first, unlike an image's size: where the result is whole, floating point may give one less.
+    # The division comes first, unlike for images: floating point may then give one less than the whole result.
     longer = math.floor(max(height, width) / min(height, width) * size)
     return _sample(frame, (size, longer) if height <= width else (longer, size), size, _bilinear_taps)
 
@@ -98,7 +98,7 @@ def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps, square: i
     near = rgb[rows.ravel().clip(0, height - 1)]
     near[(rows.ravel() < 0) | (rows.ravel() >= height)] = PADDING
     near = near.reshape(rows.size, -1)
-    # With the channels as columns of their own, all that is added up lies side by side.
+    # With channels as separate columns, all values that are added are contiguous.
     mixed = 0
     for tap, weights in zip(columns, column_weights, strict=True):
         values = near.take((tap.clip(0, width - 1)[:, None] * 3 + np.arange(3)).ravel(), axis=1)
@@ -154,7 +154,7 @@ def _padded_pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     first, last = _reached_pixels(left, width, side, size)
-    # What the image reaches of the square's width, and where that begins and ends among the old pixels.
+    # The part of the square's width that the image covers, and its bounds among the old pixels.
     edges = first * side / size, last * side / size
     start, stop = math.floor(edges[0]), math.ceil(edges[1])
     narrow = np.full((side, size, 3), PADDING, np.uint8)
@@ -176,7 +176,7 @@ def _reached_pixels(left: int, width: int, side: int, size: int) -> tuple[int, i
     """
     step = size // (size & -size)
     scale = side / size
-    # A new pixel is made of those within 2 of it; whoever is made of some of the image must be whole.
+    # A new pixel depends on those within 2 of it; every new pixel that depends on the image must be complete.
     reach = 4 * max(scale, 1) + 2
     first = math.floor((left - reach) / scale / step) * step
     last = math.ceil((left + width + reach) / scale / step) * step

@@ -1,4 +1,4 @@
-"""Decoding in other processes, so that no file can take this one down, and so that no slow file holds up the others."""
+"""Decodes in other processes, so that no file can take this one down and no slow file holds up the others."""
 
 import atexit
 import json
@@ -28,14 +28,14 @@ from vllm_videollava.decoding.settings import Settings, read_settings
 from vllm_videollava.decoding.worker import MESSAGE_BYTES, Outcome, Request
 
 MAX_THREADS = 8
-"""Of one decoder; more of them help little, and each takes memory."""
+"""The most threads of one decoder; more help little, and each takes memory."""
 SMALL_BYTES = 1 << 20
 """A video of fewer bytes passes larger ones by."""
 SECONDS_TO_START = 60
 WAITING_FACTOR = 4
 """A decoder that has to wait for a processor has so many times its limit."""
 SECONDS_OF_GRACE = 5
-"""After which a worker is ended that the kernel has not ended, for instance because it is stopped."""
+"""Grace before killing a worker that its own timer did not end, for example a stopped one."""
 MAX_SENTENCE = 500
 OTHER_FORMAT = {
     "image": "try another format, for example PNG",
@@ -43,7 +43,7 @@ OTHER_FORMAT = {
 }
 ENDING = "Nothing is decoded any more, because the engine is shutting down."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
-"""What workers see of this process's environment, beside Python's own variables: no keys, no tokens."""
+"""The variables that workers inherit, in addition to Python's own: no keys, no tokens."""
 
 
 class DecoderUnavailableError(RuntimeError):
@@ -188,7 +188,7 @@ class DecodePool:
             self._release(job)
 
     def _may_run(self, lane: Lane) -> bool:
-        # A job counts among those of its own lane and of all that are faster.
+        # A job counts in its own lane and in all faster ones.
         most = zip(Lane, self._most_running, strict=True)
         return bool(self._queued[lane]) and all(
             sum(job.lane <= other for job in self._running) < limit for other, limit in most if other >= lane
@@ -211,7 +211,7 @@ class DecodePool:
             job.future.set_result(self._decode(job))
         except BaseException as error:
             refusal = DecoderUnavailableError(ENDING) if job in self._dropped else error
-            # A traceback's frames have the job, and with it the medium, in a circle with the future.
+            # The traceback's frames hold the job and its file, in a reference cycle with the future.
             job.future.set_exception(refusal.with_traceback(None))
 
     def _decode(self, job: Job) -> np.ndarray:
@@ -219,13 +219,13 @@ class DecodePool:
         with self._lock:
             self._busy.add(worker)
             dropped, most_threads = job in self._dropped, min(MAX_THREADS, self._num_cores) if job.threaded else 1
-            # One clip has all cores, and many share them.
+            # A single video gets all cores; several share them.
             threads = max(1, min(most_threads, self._num_cores // len(self._running)))
         try:
             if dropped:
                 raise DecoderUnavailableError(ENDING)
             self._start_spare()
-            # Whether a clip is refused must not depend on how many others there are.
+            # Whether a video is refused must not depend on the number of others.
             return worker.run(job, threads, self.settings.decode_seconds * most_threads, self.settings)
         finally:
             self._put_back(worker, next_turn=True)
@@ -242,7 +242,7 @@ class DecodePool:
         """Keep a worker that is idle, for the next job or for when there is no other."""
         with self._lock:
             self._busy.discard(worker)
-            # One that was started while others came has no use.
+            # A worker that was started while others became free is not needed.
             has_room = len(self._idle) + len(self._busy) < self._most_running[-1]
             keeps = has_room and worker.is_alive() and not self._closed
             if keeps:
@@ -284,7 +284,7 @@ class _Worker:
                 self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 unless_started.enter_context(self._socket)
                 with theirs:
-                    # In a session of its own, Ctrl-C does not reach it.
+                    # In a session of its own, it does not receive Ctrl-C.
                     self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
             except OSError as error:
                 raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
@@ -382,7 +382,7 @@ class _Worker:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith("PYTHON")}
-    # Where this process finds the package, the worker finds the same; numpy would start a thread for each core.
+    # The worker must find the same package as this process; numpy would start a thread for each core.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
 

@@ -1,4 +1,4 @@
-"""From a picture of any mode to upright 8-bit RGB, in the worker and for pictures handed over offline."""
+"""Turns a picture of any mode into upright 8-bit RGB, in the worker and for pictures handed over offline."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of an EXIF orientation upright."""
+"""For each EXIF orientation, the operation that turns the picture upright."""
 _STRAIGHT_ALPHA = {"RGBa": "RGBA", "La": "LA"}
 
 
@@ -42,7 +42,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
         MediaError: values are infinite or not a number.
         Exception: whatever Pillow raises for a file that is damaged.
     """
-    # Here, and not while the orientation is read: what is wrong with the pixels must be heard of.
+    # Load here and not while reading the orientation, so that errors in the pixels are reported.
     image.load()
     turn = _TURNS.get(_read_orientation(image))
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -51,7 +51,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
         image = image.transpose(turn)
     if image.mode in _STRAIGHT_ALPHA:
         image = image.convert(_STRAIGHT_ALPHA[image.mode])
-    # An RGB image of which one colour is transparent stays as it is in vLLM too.
+    # Like vLLM, leave an RGB image with one transparent colour as it is.
     if background is not None and image.mode != "RGB" and image.has_transparency_data:
         image = image.convert("RGBA")
         opaque = Image.new("RGB", image.size, background)
@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
 
 
 def _read_orientation(image: Image.Image) -> Any:
-    # Damaged EXIF data may raise anything, and are no reason to refuse a picture.
+    # Damaged EXIF data may raise anything; the picture is still fine.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if isinstance(orientation, int) else None

@@ -1,4 +1,4 @@
-"""Which frames of a clip the model sees."""
+"""Chooses the frames of a video that the model sees."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Settings from the environment, for media. README.md has the same table."""
+"""The settings for media, read from the environment. README.md has the same table."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ DECODERS = ("pyav", "decord")
 
 @dataclass(frozen=True)
 class Settings:
-    """What decodes, and what it may take. Each field is set by VIDEO_LLAVA_ and its name in capitals.
+    """The decoder and its limits. Each field is set by VIDEO_LLAVA_ and its name in capitals.
 
     Attributes:
         decoder: what decodes videos, pyav or decord.

@@ -1,4 +1,4 @@
-"""Decoding the frames of a clip that the model sees, and few others.
+"""Decodes the frames of a video that the model sees, and few others.
 
 The frames are those that a decoder gives which decodes the whole clip. To be
 faster, only groups of pictures that hold a wanted frame are decoded, from
@@ -27,18 +27,18 @@ from vllm_videollava.decoding.limits import check_duration, check_frame_count, c
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.decoding.settings import Settings
 
-# FFmpeg also has formats that open other files or addresses; these do not.
+# Other formats of FFmpeg can open further files or addresses; these cannot.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,obu,mjpeg,"
     "yuv4mpegpipe,mxf,nut,dv,rm,3gp,wtv,vob"
 )
-# Of MP4 files that hold one picture, perhaps in several tiles, of which FFmpeg would show one.
+# Brands of MP4 files with one picture, perhaps in tiles, of which FFmpeg would show only one.
 PICTURE_BRANDS = {"avif", "heic", "heim", "heis", "heix", "mif1"}
-# Where each packet is one picture with its time, and key frames can be trusted.
+# In these, each packet is one picture with its time, and key frames can be trusted.
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
-# Where FFmpeg can tell that no other picture refers to a picture.
+# For these, FFmpeg can tell that no other picture depends on a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
-# Of one packet, FFmpeg may give several frames. decord then loses packets, now and then, and gives wrong frames or none
+# FFmpeg may return several frames for one packet. decord then sometimes loses packets and returns wrong frames or none
 # (dmlc/decord#246).
 NOT_FOR_DECORD = {"av1", "hevc"}
 # PyAV 18 refuses titles that are not UTF-8 unless told to replace them; 19 keeps them, and has no such option.
@@ -167,7 +167,7 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
 def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
     from vllm_videollava.decoding.decord_video import read_frames
 
-    # PyAV has found a video in it, which pictures may be. But decord would open what a playlist names.
+    # PyAV found a video, which may consist of pictures. But decord would open the files that a playlist names.
     file.seek(0)
     kind = recognize(file.read(HEAD_BYTES))
     if kind and not kind.media:
@@ -251,7 +251,7 @@ def _decode_indexed(
     keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
     groups: dict[int, set[int]] = {}
     for time in wanted:
-        # What is shown before a key frame, but stored after it, may refer to pictures before it.
+        # A picture stored after a key frame but shown before it may depend on earlier pictures.
         key = max((key for key in keys if key <= position[time] and packets[key].pts <= time), default=0)
         groups.setdefault(key, set()).add(time)
     results: dict[int, np.ndarray] = {}
@@ -278,7 +278,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
         with _passing_damage(otherwise=_IndexError()):
             frames = context.decode(packet)
         for frame in frames:
-            # What fills its gaps also depends on pictures that were left out here.
+            # The decoder fills its gaps from pictures that were skipped here.
             if frame.is_corrupt:
                 raise _IndexError
             missing.discard(frame.pts)

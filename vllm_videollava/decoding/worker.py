@@ -34,7 +34,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class Outcome(IntEnum):
-    """What became of a request; a worker tells the first four, and `READY` once before them."""
+    """The outcome of a request; a worker reports the first four, and `READY` once before them."""
 
     ANSWERED = 0
     REFUSED = 1
@@ -46,7 +46,7 @@ class Outcome(IntEnum):
 
 
 class Request(NamedTuple):
-    """What a worker is asked to do.
+    """A job for a worker.
 
     Attributes:
         function: module:name, called with the medium as an open file and with `arguments`; returns uint8.
@@ -72,7 +72,7 @@ def main() -> None:
     from vllm_videollava.decoding import image, video  # noqa: F401
 
     gc.freeze()
-    # Whoever has started this process may be gone at any time.
+    # The parent process may be gone at any time.
     with suppress(ConnectionError):
         _serve(socket.socket(fileno=0))
 
@@ -94,7 +94,7 @@ def _serve(server: socket.socket) -> None:
         socket.send_fds(server, [json.dumps(answer).encode()], result)
         for descriptor in result:
             os.close(descriptor)
-        # A decoded frame and its side data refer to each other.
+        # A decoded frame and its side data form a reference cycle.
         gc.collect()
 
 

@@ -1,4 +1,4 @@
-"""vLLM's connector for this model: fetches images and videos, and has them decoded in other processes."""
+"""vLLM's media connector for this model: fetches images and videos, and has them decoded in other processes."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ from vllm_videollava.media.options import background_colour
 from vllm_videollava.media.temporary_errors import DecodeError
 
 NAME = "video_llava"
-"""Of the connector, in VLLM_MEDIA_CONNECTOR."""
+"""Name of the connector, for VLLM_MEDIA_CONNECTOR."""
 
-# Not in media_io_kwargs, in which requests can write.
+# Not in media_io_kwargs, because requests can change those.
 _pixel_format: ContextVar[PixelFormat | None] = ContextVar("pixel_format", default=None)
 _engines: dict[int, tuple[Mapping, PixelFormat]] = {}
-"""Of each engine of this model in this process, its own `media_io_kwargs`, by identity, and its pixels."""
+"""For each engine of this model in this process: its own `media_io_kwargs`, by identity, and its pixel format."""
 
 
 def add_engine(media_io_kwargs: Mapping, pixel_format: PixelFormat) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong while media are fetched, said in one sentence that gives nothing of the network away.
+"""Turns failures of fetching into one sentence that reveals nothing about the network.
 
 Which server is behind an address, and why a connection fails, is for the log
 only: a client could map the server's network with it.
@@ -23,13 +23,13 @@ from vllm_videollava.decoding.settings import variable
 from vllm_videollava.media.temporary_errors import FetchError
 
 MAX_URL_CHARACTERS = 8192
-"""Of a URL that is not a data URL. vLLM parses URLs where all requests wait for it."""
+"""The longest URL that is not a data URL. vLLM parses URLs while all requests wait."""
 
 TRANSIENT_4XX = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 NO_ANSWER = "no complete and valid answer came from its server; check its address, or try again later"
 MALFORMED = "its address, or one that it redirects to, is malformed"
 
-# What aiohttp raises in the server, and requests offline.
+# aiohttp raises these in the server, requests raises them offline.
 PERMANENT = {
     (ssl.SSLCertVerificationError,): "the certificate of its server is not valid or not trusted",
     (ContentEncodingError, requests.exceptions.ContentDecodingError): (
@@ -42,7 +42,7 @@ PERMANENT = {
 }
 TRANSIENT = (aiohttp.ClientError, OSError, urllib3.exceptions.HTTPError, http.client.HTTPException)
 """OSError includes time-outs, and what requests raises."""
-# vLLM has it from 0.33 on.
+# It exists in vLLM from 0.33 on.
 REQUEST_TOO_LARGE = getattr(connections, "MediaRequestDownloadSizeExceededError", ())
 
 
@@ -79,7 +79,7 @@ def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError 
             return None
         sentence = f"The file of the {kind} cannot be read, or --allowed-local-media-path does not allow it."
         return MediaError(sentence, detail=detail, url=url)
-    # vLLM wraps some, with the address in its message.
+    # vLLM wraps some errors in one whose message contains the address.
     cause = error.__cause__ if isinstance(error, VLLMUnprocessableEntityError) else error
     if reason := _permanent_reason(cause, is_wrapped=cause is not error):
         return MediaError(f"The {kind} cannot be fetched: {reason}.", detail=detail, url=url)

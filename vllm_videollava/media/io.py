@@ -1,4 +1,4 @@
-"""From the files of images and videos to their pixels, within the limits that are set."""
+"""Reads the files of images and videos within the limits, and has them decoded."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ DECODE_PICTURES = "vllm_videollava.decoding.video:decode_picture_sequence"
 
 @dataclass(frozen=True)
 class MediaFile:
-    """What a client or user has sent.
+    """A file that a client or user has sent.
 
     Attributes:
         kind: "image" or "video".

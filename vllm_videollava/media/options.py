@@ -1,4 +1,4 @@
-"""Checks of `media_io_kwargs` and `mm_processor_kwargs`, which flags set for all requests and a request for itself."""
+"""Checks `media_io_kwargs` and `mm_processor_kwargs`, which flags set for all requests and a request for itself."""
 
 from collections.abc import Collection, Mapping
 from numbers import Integral, Number
@@ -20,7 +20,7 @@ _DECODING = (
 )
 _DESCRIBING = ("frames_indices", "total_num_frames", "duration")
 
-# The one value of each option besides null. vLLM makes `device` of its flag --mm-processor-device.
+# The only value of each option besides null. vLLM sets `device` from its flag --mm-processor-device.
 _PROCESSOR_OPTIONS = {"image_aspect_ratio": "pad", "device": "cpu"}
 
 
@@ -114,7 +114,7 @@ def _check_values(path: str, values: Mapping[str, object], options: Mapping[str,
 def _is_one_of(value: object, accepted: tuple) -> bool:
     if value is None:
         return True
-    # True is not 1 here, and only these types are sure to compare to a bool.
+    # True must not equal 1 here, and only these types are sure to compare to a bool.
     return isinstance(value, (Number, str)) and any(
         isinstance(value, bool) == isinstance(one, bool) and value == one for one in accepted
     )

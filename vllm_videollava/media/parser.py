@@ -1,4 +1,4 @@
-"""Images and clips as users and their libraries hand them over, made uniform: 8-bit RGB in an array."""
+"""Takes images and videos as Python users and their libraries hand them over, and makes their pixels."""
 
 import dataclasses
 import stat
@@ -227,7 +227,7 @@ def _reading(kind: str) -> Iterator[None]:
     except (MediaError, MemoryError):
         raise
     except Exception as error:
-        # Of an image that is damaged or closed, Pillow raises nearly anything.
+        # Pillow raises nearly anything for a damaged or closed image.
         raise ValueError(f"{kind} cannot be read; it is damaged, or its file is closed.") from error
 
 
@@ -286,7 +286,7 @@ def _find_array(data: Any) -> np.ndarray | torch.Tensor | None:
     # decord's arrays have a method of their own.
     if hasattr(data, "asnumpy"):
         return data.asnumpy()
-    # vLLM's wrapper of media also looks like an array.
+    # vLLM's wrapper around media looks like an array, too.
     return np.asarray(data) if hasattr(data, "__array__") and not isinstance(data, MediaWithBytes) else None
 
 
@@ -310,7 +310,7 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
 
 def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> None:
     picture = shape[1:] if is_clip else shape
-    # Three axes are grey frames, unless they may be one picture.
+    # Three axes mean grey frames, unless they could be one picture.
     is_grey = len(picture) == 2 and not (is_clip and _channel_axis(shape) is not None)
     is_coloured = len(picture) == 3 and _channel_axis(picture) is not None
     if 0 in shape or not (is_grey or is_coloured):

@@ -1,4 +1,4 @@
-"""What cannot be done now, but perhaps later: vLLM's server answers with a status on which clients try again."""
+"""Errors that may be gone later: vLLM's server answers with a status on which clients try again."""
 
 from http import HTTPStatus
 from typing import ClassVar

@@ -49,7 +49,7 @@ UNUSED = tuple(
     for pattern in (
         r".*\.position_ids",
         r".*\.rotary_emb\.inv_freq",
-        # The hidden state is taken before it.
+        # The selected hidden state comes before it.
         r"(image|video)_tower\.post_layernorm\..*",
         # The other half of CLIP, in the towers' own repositories.
         r"(image|video)_tower\.(text_model|text_projection|visual_projection)\..*",

@@ -1,4 +1,4 @@
-"""From a request's prompt and media to the model's inputs, through vLLM's multimodal interfaces."""
+"""Turns a request's prompt and pixels into the model's inputs, through vLLM's multimodal interfaces."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

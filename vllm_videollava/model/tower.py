@@ -79,7 +79,7 @@ class LanguageBindEncoder(nn.Module):
 
 
 class LanguageBindTower(nn.Module):
-    """Frames to hidden states; layers behind the one whose output is taken do not exist.
+    """Turns frames into hidden states; layers after the selected one are not built.
 
     Args:
         num_layers: encoder layers to compute.
@@ -90,7 +90,7 @@ class LanguageBindTower(nn.Module):
     ) -> None:
         super().__init__()
         self.embeddings = PatchEmbeddings(config)
-        # The checkpoints spell it so.
+        # Spelled so in the checkpoints.
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.encoder = LanguageBindEncoder(config, quant_config, num_layers, f"{prefix}.encoder")
 

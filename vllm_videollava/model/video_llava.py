@@ -71,7 +71,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        # Needed for templates that take strings only; the tokenizer makes placeholders of them.
+        # Templates that take only strings need it; the tokenizer turns it into a placeholder.
         return sentinel(modality)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -157,7 +157,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
 
     @property
     def secondary_weights(self) -> list[DefaultModelLoader.Source]:
-        """Where towers come from that the checkpoint turned out not to have.
+        """Return the sources of towers that the checkpoint turned out not to have.
 
         vLLM's loader asks for this when it has been through the checkpoint.
         """

@@ -19,7 +19,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, 
 from vllm_videollava.model.names import TENSOR_NAMES, UNUSED
 
 MOST_NAMES = 8
-"""Of tensors that one sentence lists."""
+"""The most tensors that one sentence lists."""
 
 
 class StrictWeightsLoader:
@@ -42,7 +42,7 @@ class StrictWeightsLoader:
         self._surplus: list[str] = []
 
     def has_seen(self, prefix: str) -> bool:
-        """Whether any tensor below `prefix` has come so far."""
+        """Return whether any tensor below `prefix` has come so far."""
         return any(name.startswith(prefix) for name in self._seen)
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -80,7 +80,7 @@ class StrictWeightsLoader:
                     self._surplus.append(checkpoint_name)
                 continue
             if name in self._tied.values():
-                # Whatever reads the file may use a tensor's memory again.
+                # The file's reader may reuse a tensor's memory.
                 first = shared.setdefault(name, tensor.clone())
                 if not torch.equal(first, tensor):
                     raise ValueError(

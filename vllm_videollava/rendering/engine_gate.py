@@ -1,4 +1,4 @@
-"""The last check before a request leaves for the engine, which serves everybody and must not die of one request."""
+"""The last check before a request reaches the engine, which serves everybody and must not die of one request."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ from vllm_videollava.text.unicode import check_text
 INT32_MAX = 2**31 - 1
 INT64_MAX = 2**63 - 1
 
-# Of a request for the engine: what `check_engine_input` has checked.
+# Fields of an engine request that `check_engine_input` has checked.
 _CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
 
 
@@ -124,7 +124,7 @@ def _check_media(
                 f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
             )
         name, shape, length = forms[modality]
-        # Where there are no items, some of the three do not know the modality.
+        # Without items, some of the three lack the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
         if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
             items_hashes_and_places = "{} items, {} hashes and {} places in the prompt".format(*numbers)

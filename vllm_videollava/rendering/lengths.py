@@ -1,4 +1,4 @@
-"""How many tokens a prompt takes, its images and videos included, and the refusal of one that is too long."""
+"""Counts a prompt's tokens, including those of its images and videos, and refuses prompts that are too long."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ class PromptLengths:
             else:
                 before = split_placeholders(given["prompt"]).count(PLACEHOLDERS[modality])
             if before > token_ids.count(token_id):
-                # vLLM takes -1 for as much as fits.
+                # To vLLM, -1 means as many as fit.
                 remedy = "shorten the text" if limit < 0 else "raise it or shorten the text"
                 raise ValueError(f"truncate_prompt_tokens is {limit}, which cuts {modality}s off the prompt; {remedy}.")
 
@@ -96,7 +96,7 @@ class PromptLengths:
             self._tokens_per_item,
             num_text_tokens,
             params.max_total_tokens,
-            # vLLM 0.29 and 0.30 keep what max_tokens asks for.
+            # vLLM 0.29 and 0.30 reserve the tokens that max_tokens asks for.
             num_output_tokens=max(1, params.max_total_tokens - params.max_input_tokens),
             at_least=at_least,
         )

@@ -1,4 +1,4 @@
-"""Chat messages, and the images and videos among their parts, before anything is fetched."""
+"""Checks chat messages, and finds the images and videos among their parts, before anything is fetched."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def _modality(part: Any) -> str | None:
 
 
 def _kind(part: Any) -> str:
-    # As vLLM: the type says it, or without one, the part's only key.
+    # As in vLLM: the type decides, or without one, the part's only key.
     return str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
 
 

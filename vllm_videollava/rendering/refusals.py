@@ -1,4 +1,4 @@
-"""Which request, prompt, message and part a refusal is about."""
+"""Says in a refusal which request, prompt, message and part it is about."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from vllm_videollava.rendering.message_parts import find_part
 
 MAX_FILE_NAME = 100
 
-# Below vLLM's own logger, whose handlers and level hold for it.
+# Child of vLLM's logger, to inherit its handlers and level.
 logger = init_logger(f"vllm.{__name__}")
 
 
@@ -52,7 +52,7 @@ def naming_prompt() -> Iterator[None]:
     except (ValueError, TemporaryError) as error:
         number, count = current_prompt() or (1, 1)
         if count > 1 and error.args:
-            # In place, because vLLM's own errors have more to them than their sentence.
+            # Changed in place, because vLLM's errors carry more than their sentence.
             file = _file_name(getattr(error, "url", None))
             sentence, *rest = error.args
             error.args = (f"Prompt {number}{file and f' ({file!r})'}: {sentence}", *rest)

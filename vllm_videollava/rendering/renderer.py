@@ -125,7 +125,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         shares_memory = self._mm_config.mm_processor_cache_type == "shm"
         check_engine_input(engine_input, self._hf_config, shares_memory=shares_memory)
         if engine_input["type"] == "multimodal":
-            # On what a beam search hands on, too.
+            # Beam search passes its own prompts here, too.
             setattr(engine_input["mm_kwargs"], CHECKED, True)
         return engine_input
 

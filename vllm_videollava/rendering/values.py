@@ -1,4 +1,4 @@
-"""Checks for values that JSON may have, but that cannot be brought to the engine."""
+"""Checks for values that JSON allows but the engine cannot receive."""
 
 import dataclasses
 import json

@@ -11,7 +11,7 @@ from vllm_videollava.text.placeholders import PLACEHOLDERS, SENTINEL, escape, sh
 
 CHAT_TEMPLATE = Path(__file__).with_name("llava_v1.jinja").read_text()
 
-# By type of part, the key of its text.
+# For each type of part, the key of its text.
 _TEXT_KEYS = {
     "text": "text",
     "input_text": "text",
@@ -63,7 +63,7 @@ def escape_all(value: Any) -> Any:
 def _normal_part(part: Any) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    # vLLM also takes {"image_url": ...} without a type.
+    # vLLM also accepts {"image_url": ...} without a type.
     for kind in [part["type"]] if "type" in part else part:
         if kind in _TEXT_KEYS:
             return {**part, "type": "text", "text": part.get(_TEXT_KEYS[kind]) or ""}

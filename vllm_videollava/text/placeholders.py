@@ -1,4 +1,4 @@
-"""The placeholders of images and videos in a text, and how a text has their characters instead.
+"""The placeholders of images and videos in a text, and how to write them as plain characters.
 
 `<image>` stands for an image and `<video>` for a video. `<!image>` is the seven
 characters `<image>`, `<!!image>` the eight characters `<!image>`, and so on.
@@ -14,7 +14,7 @@ _RESERVED = re.compile(f"<(?=!*{_ANY})")
 _ESCAPED = re.compile(f"<!(?=!*{_ANY})")
 _PLACEHOLDER = re.compile(f"(<{_ANY})")
 
-# No client can know these: they change with each process.
+# No client can know these, because they change with each process.
 _SENTINELS = {modality: f"<{modality} {secrets.token_hex(8)}>" for modality in PLACEHOLDERS}
 SENTINEL = re.compile("|".join(_SENTINELS.values()))
 

@@ -247,7 +247,7 @@ def limit_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None
     have tokens that the model lacks; and vLLM before 0.31 takes the number of
     its tokens for the largest id. The engine would die of either.
     """
-    # A class of this tokenizer's own, which vLLM has made to keep such values.
+    # vLLM makes a subclass of the tokenizer to cache such values.
     type(tokenizer).max_token_id = min(tokenizer.max_token_id, vocab_size - 1)
 
 
@@ -258,7 +258,7 @@ def _is_original(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | 
         config = None
     if isinstance(config, VideoLlavaConfig):
         return config.original_format
-    # A tokenizer that comes without its model.
+    # The tokenizer comes without its model.
     return not set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys()
 
 

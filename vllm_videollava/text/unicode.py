@@ -1,4 +1,4 @@
-"""The check that a text can be encoded."""
+"""Checks that a text is valid Unicode."""
 
 from vllm_videollava.decoding.errors import shorten
 

@@ -1,1 +1,1 @@
-"""A tiny trained Video-LLaVA and the small world it knows: the checkpoint, the generator of clips, the demo."""
+"""A tiny trained Video-LLaVA and the small world that it knows: the checkpoint and the generator of clips."""

@@ -21,7 +21,7 @@ from vllm_videollava.tiny.questions import Question, only_colour, questions_abou
 from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
 QUESTIONS = "questions.jsonl"
-# Ends the seeds of random numbers: training's have none and would be the same as with a 0.
+# Appended to every seed, so that no scene here is one of training's.
 _MARK = 1
 _VIDEO, _IMAGE, _WORDING = range(3)
 
@@ -37,7 +37,7 @@ class Example(NamedTuple):
 
     @property
     def kinds(self) -> list[str]:
-        """What each of the media is, "video" or "image"."""
+        """Return for each of the media "video" or "image"."""
         return ["video" if path.suffix == ".mp4" else "image" for path in self.media]
 
 
@@ -61,7 +61,7 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
         )
         for index in range(num_images)
     ]
-    # Not forked: whoever calls this may have threads.
+    # Not forked, because the caller may have threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
         list(executor.map(_write, [*videos, *images], chunksize=4))
 

@@ -1,4 +1,4 @@
-"""What can be asked about scenes, in several wordings, and the right answers."""
+"""Questions about scenes, in several wordings, with their right answers."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

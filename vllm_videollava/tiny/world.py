@@ -1,4 +1,4 @@
-"""The small world that the tiny checkpoint knows: what a clip or an image of it has in it, drawn at random.
+"""The small world that the tiny checkpoint knows: random contents of clips and images.
 
 Places and lengths are shares of the picture's shorter side, measured from its
 middle, x to the right and y down; times are shares of the clip, 0 its first
@@ -15,7 +15,7 @@ SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 EVENTS = ("appears", "vanishes", "changes")
 BEHAVIOURS = (*DIRECTIONS, "stays", *EVENTS)
-# Hue in degrees, saturation and value, each from the least to the most.
+# Ranges of hue in degrees, of saturation and of value.
 COLOURS = {
     "red": ((-10, 6), (0.8, 1.0), (0.65, 1.0)),
     "green": ((95, 145), (0.7, 1.0), (0.45, 1.0)),
@@ -80,7 +80,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """What is behind the objects: one colour, or two in a pattern.
+    """The background of the objects: one colour, or two in a pattern.
 
     Attributes:
         scale: pixels of a stripe or a chequer.
@@ -97,7 +97,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip shows, or an image, which is a clip of one frame."""
+    """The contents of a clip, or of an image, which is a clip of one frame."""
 
     width: int
     height: int
@@ -153,7 +153,7 @@ def random_image_scene(rng: np.random.Generator, num_things: int | None = None) 
 
 
 def _random_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frames: int) -> Scene:
-    # Even sides, as H.264 in its usual pixel format wants them.
+    # H.264 in its usual pixel format needs even sides.
     shorter, longer = sorted(2 * int(side) for side in rng.integers(_SIDES[0] // 2, _SIDES[1] // 2 + 1, 2))
     width, height = ((longer, shorter), (shorter, longer), (shorter, shorter))[rng.integers(3)]
     fps = int(rng.integers(_FPS[0], _FPS[1] + 1))
@@ -239,7 +239,7 @@ def _random_path(
 
 
 def _touch(one: Thing, other: Thing) -> bool:
-    """Whether two objects come close at any time, seen or not."""
+    """Return whether two objects come close at any time, visible or not."""
     reach = 1.5 * max(one.radius, other.radius) + min(one.radius, other.radius)
     times = np.linspace(0, 1, 25)
     return any(np.hypot(*np.subtract(one.centre(time), other.centre(time))) < reach for time in times)
