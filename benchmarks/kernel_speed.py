@@ -406,7 +406,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480, help="after which no further case is begun")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("There is no GPU: kernels are timed on one only. benchmarks.kernel_resources needs none.")
+        sys.exit("There is no GPU, and kernels can only be timed on one. benchmarks.kernel_resources needs none.")
     path = args.output / "kernel_speed.jsonl"
     path.unlink(missing_ok=True)
     begin, dtype = time.perf_counter(), torch.bfloat16

@@ -56,7 +56,7 @@ def read_done(out: Path) -> set[str]:
     try:
         done = {json.loads(line)["clip"] for line in whole.splitlines()}
     except (ValueError, TypeError, KeyError):
-        sys.exit(f"{out} has lines that are not of this script; name another file.")
+        sys.exit(f"{out} was not written by this script; choose another file.")
     if whole != content:
         with out.open("r+b") as file:
             file.truncate(len(whole))

@@ -25,5 +25,7 @@ def mark_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / MARK
     if mark.exists() and mark.read_text() != code:
-        raise SystemExit(f"{folder} was begun by other code; remove it, or name another folder.")
+        raise SystemExit(
+            f"{folder} was started by a different version of the code; delete it or choose another folder."
+        )
     mark.write_text(code)

@@ -28,7 +28,7 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         model_config.tokenizer_mode = TOKENIZER_MODE
         if envs.VLLM_MEDIA_CONNECTOR not in ("http", connector.NAME):
             raise ValueError(
-                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, this model has its own."
+                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it: this model brings its own."
             )
         # Read them now rather than at the first request, so that a wrong value stops the start.
         read_settings()

@@ -40,7 +40,7 @@ def test_a_negative_seed_is_refused():
     command = [sys.executable, "-m", "vllm_videollava.commands.main", "demo", "--seed", "-1"]
     refused = subprocess.run(command, capture_output=True, text=True)
     assert refused.returncode == 2
-    assert refused.stderr.endswith("error: argument --seed: '-1' is not a whole number from 0 on\n")
+    assert refused.stderr.endswith("error: argument --seed: '-1' is not a whole number of at least 0\n")
 
 
 def test_every_clip_has_four_questions_of_different_kinds():

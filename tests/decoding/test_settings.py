@@ -28,7 +28,9 @@ def test_each_is_set_by_its_variable(monkeypatch, field):
 @pytest.mark.parametrize("value", ["", "x", "-1", "1.5", "1e3"])
 def test_what_is_no_number_is_refused(monkeypatch, value):
     monkeypatch.setenv("VIDEO_LLAVA_MAX_FRAMES", value)
-    with pytest.raises(ValueError, match=rf"^VIDEO_LLAVA_MAX_FRAMES is '{re.escape(value)}'; a whole number from 1 on"):
+    with pytest.raises(
+        ValueError, match=rf"^VIDEO_LLAVA_MAX_FRAMES is '{re.escape(value)}'; it must be a whole number of at least 1\."
+    ):
         read_settings()
 
 

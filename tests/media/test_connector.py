@@ -134,10 +134,10 @@ BAD_URLS = {
         "http://[::1",
         "The {kind} cannot be fetched: its address, or one that it redirects to, is malformed.",
     ),
-    "no such file": ("file://{folder}/none", "The file of the {kind} cannot be read, or"),
-    "folder": ("file://{folder}", "The file of the {kind} cannot be read, or"),
-    "outside": ("file:///etc/passwd", "The file of the {kind} cannot be read, or"),
-    "device": ("file:///dev/zero", "The file of the {kind} cannot be read, or"),
+    "no such file": ("file://{folder}/none", "The {kind} file cannot be read, or"),
+    "folder": ("file://{folder}", "The {kind} file cannot be read, or"),
+    "outside": ("file:///etc/passwd", "The {kind} file cannot be read, or"),
+    "device": ("file:///dev/zero", "The {kind} file cannot be read, or"),
 }
 
 

@@ -242,7 +242,7 @@ def test_the_limit_of_a_whole_request():
     assert sentence.endswith("have more bytes than VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB allows.")
 
 
-FILE = "The file of the video cannot be read, or --allowed-local-media-path does not allow it."
+FILE = "The video file cannot be read, or --allowed-local-media-path does not allow it."
 
 
 @both_ways

@@ -138,7 +138,7 @@ def test_a_beam_search_may_hand_on_what_lies_in_shared_memory(renderer, monkeypa
 
 
 UNSENDABLE = {
-    "priority": (2**70, "The field priority has 1180591620717411303424; whole numbers of 64 bits are supported."),
+    "priority": (2**70, "The field priority has 1180591620717411303424; only whole numbers of 64 bits are supported."),
     "request_id": ("a\ud800", r"The field request_id has 'a\ud800', which is not valid Unicode."),
 }
 
@@ -161,7 +161,9 @@ def test_what_tools_add_is_checked_too(renderer, ours):
     from vllm.sampling_params import StructuredOutputsParams
 
     schema = StructuredOutputsParams(json={"title": 2**70})
-    with refused("The field structured_outputs has 1180591620717411303424; whole numbers of 64 bits are supported."):
+    with refused(
+        "The field structured_outputs has 1180591620717411303424; only whole numbers of 64 bits are supported."
+    ):
         process(renderer, ours, structured_outputs=schema)
 
 
@@ -183,23 +185,23 @@ LIMITS = {
     "allowed_token_ids": (
         [5] * 1024,
         [5] * 1025,
-        "allowed_token_ids has 1025 ids; vLLM's model runner takes at most 1024.",
+        "allowed_token_ids has 1025 ids; vLLM's model runner accepts at most 1024.",
     ),
     "bad_words": (
         ["a"] * 9,
         ["ab" * 600, "cd" * 600],
-        "bad_words has 2400 tokens; vLLM's model runner takes at most 1024.",
+        "bad_words has 2400 tokens; vLLM's model runner accepts at most 1024.",
     ),
-    "seed": (2**63 - 1, 2**63, "seed is 9223372036854775808; vLLM's model runner takes at most 9223372036854775807."),
+    "seed": (2**63 - 1, 2**63, "seed is 9223372036854775808; vLLM's model runner accepts at most 9223372036854775807."),
     "stop_token_ids": (
         list(range(3, 130)),
         list(range(3, 131)),
-        "With min_tokens, the request has 129 stop token ids; vLLM's model runner takes at most 128.",
+        "With min_tokens, the request has 129 stop token ids; vLLM's model runner accepts at most 128.",
     ),
     "max_tokens": (
         2**31 - 1 - 18,
         2**31 - 18,
-        "Prompt and max_tokens are 2147483648 tokens; vLLM's model runner takes at most 2147483647.",
+        "Prompt and max_tokens are 2147483648 tokens; vLLM's model runner accepts at most 2147483647.",
     ),
 }
 

@@ -92,7 +92,9 @@ def test_work_that_other_code_began_is_refused(short, tmp_path):
     start(tmp_path)
     start(tmp_path)
     (tmp_path / "code.sha256").write_text("of another time")
-    with pytest.raises(SystemExit, match="was begun by other code; remove it, or name another folder"):
+    with pytest.raises(
+        SystemExit, match="was started by a different version of the code; delete it or choose another folder"
+    ):
         start(tmp_path)
 
 

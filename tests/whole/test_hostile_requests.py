@@ -69,16 +69,16 @@ def test_what_is_nested_as_usual_is_answered(server_url):
 
 
 UNSENDABLE = {
-    "top_k": (2**70, "The field top_k has 1180591620717411303424; whole numbers of 64 bits are supported."),
+    "top_k": (2**70, "The field top_k has 1180591620717411303424; only whole numbers of 64 bits are supported."),
     "vllm_xargs": (
         {"a": -(2**64)},
-        "The field vllm_xargs has -18446744073709551616; whole numbers of 64 bits are supported.",
+        "The field vllm_xargs has -18446744073709551616; only whole numbers of 64 bits are supported.",
     ),
     "stop": (["a", "\ud800"], r"The field stop has '\ud800', which is not valid Unicode."),
     "request_id": ("\udfff", r"The field request_id has '\udfff', which is not valid Unicode."),
     "chat_template_kwargs": (
         {"x": 2**70},
-        "The field chat_template_kwargs has 1180591620717411303424; whole numbers of 64 bits are supported.",
+        "The field chat_template_kwargs has 1180591620717411303424; only whole numbers of 64 bits are supported.",
     ),
     "kv_transfer_params": (
         {"a": [{"\ud800": 1}]},

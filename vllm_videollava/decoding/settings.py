@@ -68,5 +68,5 @@ def _read_decoder(text: str) -> str:
 def _read_number(field: Field, text: str) -> int:
     least = 0 if field.default == 0 or field.name == "decoded_cache_mb" else 1
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{variable(field.name)} is {text!r}; a whole number from {least} on is supported.")
+        raise ValueError(f"{variable(field.name)} is {text!r}; it must be a whole number of at least {least}.")
     return int(text)

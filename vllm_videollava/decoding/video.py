@@ -48,7 +48,7 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class _NoVideoError(Exception):
-    """The file was read, but there is no clip in it; says so in one sentence."""
+    """The file can be read but contains no video; says so in one sentence."""
 
 
 class _IndexError(Exception):
@@ -69,7 +69,7 @@ def decode_frames(
         What `transform` returned for each frame, stacked.
 
     Raises:
-        MediaError: the file is no clip that can be decoded, or goes beyond `settings`.
+        MediaError: the file is not a video that can be decoded, or goes beyond `settings`.
     """
     try:
         return _decode(file, num_frames, transform, settings, threads)

@@ -77,7 +77,7 @@ def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError 
     if _scheme(url) == "file":
         if not isinstance(error, ValueError | RuntimeError | OSError):
             return None
-        sentence = f"The file of the {kind} cannot be read, or --allowed-local-media-path does not allow it."
+        sentence = f"The {kind} file cannot be read, or --allowed-local-media-path does not allow it."
         return MediaError(sentence, detail=detail, url=url)
     # vLLM wraps some errors in one whose message contains the address.
     cause = error.__cause__ if isinstance(error, VLLMUnprocessableEntityError) else error

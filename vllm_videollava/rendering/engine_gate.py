@@ -92,7 +92,7 @@ def _check_limits(params: SamplingParams, prompt_length: int) -> None:
         ("seed is {}", params.seed or 0, INT64_MAX),
     ):
         if number > limit:
-            raise ValueError(f"{subject.format(number)}; vLLM's model runner takes at most {limit}.")
+            raise ValueError(f"{subject.format(number)}; vLLM's model runner accepts at most {limit}.")
 
 
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:

@@ -62,7 +62,7 @@ def _check_leaves(subject: str, values: list[Any]) -> None:
         if isinstance(value, str):
             check_text(subject, value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"{subject} has {shorten(value)}; whole numbers of 64 bits are supported.")
+            raise ValueError(f"{subject} has {shorten(value)}; only whole numbers of 64 bits are supported.")
 
 
 def _children(node: Any) -> Iterator[Any]:

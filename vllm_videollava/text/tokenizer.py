@@ -104,7 +104,7 @@ class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
         added, so that a chat template may write it.
         """
         if text_pair is not None or kwargs.get("return_offsets_mapping"):
-            raise ValueError("Text pairs and offsets of tokens are not supported.")
+            raise ValueError("Text pairs and token offsets are not supported.")
         if not isinstance(text, str):
             options = {"add_special_tokens": add_special_tokens, "truncation": truncation}
             return self._tokenize_each(text, padding, max_length, return_tensors, **options)
