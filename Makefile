@@ -1,9 +1,9 @@
 # make setup | demo | test | lint, and for longer runs train-tiny | fuzz | attack | soak | bench-tiny | bench-media |
-# bench-kernels: all in .venv.
+# bench-kernels | bench-throughput: all in .venv.
 PYTHON ?= python3
 SHELL := /bin/bash
 
-.PHONY: setup demo test lint train-tiny fuzz attack soak bench-tiny bench-media bench-kernels
+.PHONY: setup demo test lint train-tiny fuzz attack soak bench-tiny bench-media bench-kernels bench-throughput
 setup:
 	@$(PYTHON) scripts/setup_venv.py
 
@@ -38,3 +38,6 @@ bench-media: setup
 
 bench-kernels: setup
 	.venv/bin/python -m benchmarks.kernel_speed
+
+bench-throughput: setup
+	.venv/bin/python -m benchmarks.throughput

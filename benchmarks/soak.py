@@ -8,7 +8,6 @@ Needs neither network nor GPU: it serves the tiny checkpoint.
 """
 
 import argparse
-import base64
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ import numpy as np
 
 from benchmarks.harness import row, write_rows
 from vllm_videollava import tiny_checkpoint
+from vllm_videollava.client import messages
 from vllm_videollava.client.server import local_server
 from vllm_videollava.tiny.drawing import write_clip
 from vllm_videollava.tiny.world import random_clip_scene
@@ -73,9 +73,8 @@ def soak(case: str, pid: int, url: str, clip: bytes, num_videos: int, num_client
 
 
 def ask(url: str, clip: bytes) -> None:
-    data_url = f"data:video/mp4;base64,{base64.b64encode(clip).decode()}"
-    content = [{"type": "video_url", "video_url": {"url": data_url}}, {"type": "text", "text": "What happens?"}]
-    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
+    part = messages.media_part("video", messages.data_url(clip, "video/mp4"))
+    body = {"messages": messages.question("What happens?", [part]), "max_tokens": 1}
     request = urllib.request.Request(
         f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

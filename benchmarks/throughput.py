@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import harness
 from vllm_videollava import tiny_checkpoint
+from vllm_videollava.client import messages
 from vllm_videollava.tiny.drawing import write_clip
 from vllm_videollava.tiny.world import random_clip_scene
 
@@ -92,18 +93,7 @@ def measure_engine(way: str, checkpoint: Path, clips: Sequence[Path], tokens: in
 def _ask(llm: "LLM", clips: Sequence[Path], tokens: int) -> None:
     from vllm import SamplingParams
 
-    chats = [
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "video_url", "video_url": {"url": clip.as_uri()}},
-                    {"type": "text", "text": QUESTION},
-                ],
-            }
-        ]
-        for clip in clips
-    ]
+    chats = [messages.question(QUESTION, [messages.media_part("video", messages.file_url(clip))]) for clip in clips]
     greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
     outputs = llm.chat(chats, greedy, use_tqdm=False)
     assert all(len(output.outputs[0].token_ids) == tokens for output in outputs)

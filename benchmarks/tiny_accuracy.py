@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import write_rows
 from vllm_videollava import tiny_checkpoint
+from vllm_videollava.client import messages
 from vllm_videollava.tiny.generator import Example, write_examples
 
 if TYPE_CHECKING:
@@ -56,11 +57,9 @@ def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
 
     chats = []
     for example in examples:
-        parts = [
-            {"type": f"{kind}_url", f"{kind}_url": {"url": path.resolve().as_uri()}}
-            for kind, path in zip(example.kinds, example.media, strict=True)
-        ]
-        chats.append([{"role": "user", "content": [*parts, {"type": "text", "text": example.question.text}]}])
+        media = zip(example.kinds, example.media, strict=True)
+        parts = [messages.media_part(kind, messages.file_url(path)) for kind, path in media]
+        chats.append(messages.question(example.question.text, parts))
     outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=48))
     return [output.outputs[0].text.strip() for output in outputs]
 

@@ -7,12 +7,9 @@ import numpy as np
 import sentencepiece
 import torch
 
+from vllm_videollava.text.conversation import SYSTEM_PROMPT
 from vllm_videollava.tiny.questions import Question
 
-SYSTEM = (
-    "A chat between a curious human and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the human's questions."
-)
 PADDING, PREFIX = -2, -1
 
 
@@ -35,12 +32,12 @@ class Packed(NamedTuple):
 def sentences(questions: Iterable[Question]) -> Iterator[str]:
     """Yield whole conversations, for the tokenizer to be trained on."""
     for _, text, answer in questions:
-        yield f"{SYSTEM} USER: {text} ASSISTANT: {answer}"
+        yield f"{SYSTEM_PROMPT} USER: {text} ASSISTANT: {answer}"
 
 
 def encode_prefix(tokenizer: sentencepiece.SentencePieceProcessor) -> list[int]:
     """Return the prompt's ids up to its media."""
-    return [tokenizer.bos_id(), *tokenizer.encode(f"{SYSTEM} USER: ")]
+    return [tokenizer.bos_id(), *tokenizer.encode(f"{SYSTEM_PROMPT} USER: ")]
 
 
 def pack(questions: list[list[Question]], tokenizer: sentencepiece.SentencePieceProcessor) -> Packed:

@@ -78,6 +78,49 @@ def test_the_readmes_table_of_memory():
         assert (int(second), int(last)) == (quarters[case, process, "2"], quarters[case, process, "4"])
 
 
+def kernel_time(case: str, way: str) -> float:
+    (value,) = [
+        row["p50"] for row in RESULTS["kernel_speed"] if (row["case"], row["way"], row["metric"]) == (case, way, "time")
+    ]
+    return value
+
+
+PLAIN = {"temporal_attention": "SDPA with transposes"}
+
+
+def test_the_readmes_table_of_kernels():
+    table = re.findall(r"^\| `(\w+)` \| (.+) \|$", README, re.MULTILINE)
+    assert [kernel for kernel, _ in table] == ["frame_patch_embed", "temporal_embed_norm", "temporal_attention"]
+    for kernel, cells in table:
+        for frames, cell in zip((8, 24, 56, 256), cells.split(" | "), strict=True):
+            case = f"{kernel}, {frames} frames"
+            ours, plain = kernel_time(case, "this package"), kernel_time(case, PLAIN.get(kernel, "PyTorch"))
+            assert cell == f"{plain / ours:.1f}, {ours / kernel_time(case, 'floor'):.1f}"
+
+
+def test_the_readmes_share_of_the_other_patch_embedding():
+    shares = [
+        round(100 * kernel_time(case, "unfold 1024/4, cuBLAS, norm") / kernel_time(case, "this package"))
+        for case in (f"frame_patch_embed, {frames} frames" for frames in (8, 24, 56, 256))
+    ]
+    assert [int(share) for share in re.findall(r"(\d+) %", README.partition("normalises; it takes")[2])[:4]] == shares
+
+
+def test_the_readmes_table_of_the_whole_model():
+    rows = [*RESULTS["throughput"], *RESULTS["throughput_of_transformers"]]
+    many = [(row["way"], f"{row['p50']:.1f}") for row in rows if row["case"] == "many clips, 128 tokens"]
+    table = re.findall(r"^\| ((?:this package|transformers), .+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert table == many
+    default = {row["case"]: row["p50"] for row in rows if row["way"] == "this package, default"}
+    first, again = re.search(r"first token comes after (\d+) ms, the\s+next .+ after (\d+) ms", README).groups()
+    assert (int(first), int(again)) == (
+        round(1000 * default["lone clip"]),
+        round(1000 * default["lone clip again"]),
+    )
+    prefill = max(row["p50"] for row in rows if row["case"] == "many clips, 1 tokens")
+    assert f"reads {prefill:.0f} of them a second" in " ".join(README.split())
+
+
 def test_kernels_fit_every_chip():
     """No spills, shared memory within the limit, matrices multiplied by tensor cores; prints the table."""
     table = subprocess.run(

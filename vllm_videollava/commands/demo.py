@@ -1,7 +1,6 @@
 """`vllm-videollava demo`: draw a clip, serve the tiny checkpoint, and ask it about the clip with `openai`."""
 
 import argparse
-import base64
 import os
 import sys
 import tempfile
@@ -12,6 +11,7 @@ import numpy as np
 from openai import OpenAI
 from PIL import Image
 
+from vllm_videollava.client import messages
 from vllm_videollava.client.server import local_server
 from vllm_videollava.commands.models import TINY
 from vllm_videollava.decoding.sampling import sample_indices
@@ -126,12 +126,11 @@ def _blocks(frames: list[np.ndarray]) -> str:
 
 def ask(client: OpenAI, clip: Path, question: Question) -> bool:
     """Ask one question, print what comes back beside what should, and return whether it does."""
-    url = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
-    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question.text}]
+    url = messages.data_url(clip.read_bytes(), "video/mp4")
     start = time.monotonic()
     stream = client.chat.completions.create(
         model=TINY,
-        messages=[{"role": "user", "content": content}],
+        messages=messages.question(question.text, [messages.media_part("video", url)]),
         max_tokens=64,
         temperature=0,
         stream=True,

@@ -1,5 +1,6 @@
 """The conversation `llava_v1`: its chat template, how messages enter a template, and the check of what comes out."""
 
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from vllm_videollava.text.placeholders import PLACEHOLDERS, SENTINEL, escape, show_placeholders, split_placeholders
 
 CHAT_TEMPLATE = Path(__file__).with_name("llava_v1.jinja").read_text()
+SYSTEM_PROMPT = re.search(r'system = namespace\(text="(.+?)"\)', CHAT_TEMPLATE)[1]
+"""The beginning of a conversation without a system message."""
 
 # For each type of part, the key of its text.
 _TEXT_KEYS = {
