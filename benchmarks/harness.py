@@ -144,7 +144,7 @@ def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to a file, so that what is measured stays if the next measurement does not come back."""
+    """Append rows to a file, so that they survive if the next measurement hangs or crashes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps({**row, **PROVENANCE}) + "\n" for row in rows)

@@ -244,7 +244,7 @@ def _normalise_kernel(
 
 @triton.jit
 def _add_norm_kernel(
-    states_ptr,  # [F * N, D], as all that are no weights
+    states_ptr,  # [F * N, D], like `added_ptr` and the results
     added_ptr,
     weight_ptr,  # [D]
     bias_ptr,  # [D]

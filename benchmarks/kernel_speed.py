@@ -1,4 +1,4 @@
-"""The kernels beside other ways on a GPU, and how far each is from the device's limits.
+"""Times the kernels and other ways to compute the same on a GPU, and compares them with the device's limits.
 
     python -m benchmarks.kernel_speed
 

@@ -48,9 +48,9 @@ def main() -> None:
     os.environ["VIDEO_LLAVA_DECODED_CACHE_MB"] = "0"
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        warm_up(write_clip(Path(name), 360, seconds=1))
+        warm_up(write_video(Path(name), 360, seconds=1))
         for resolution in args.resolutions:
-            ten_seconds = write_clip(Path(name), HEIGHTS[resolution])
+            ten_seconds = write_video(Path(name), HEIGHTS[resolution])
             for seconds in SECONDS:
                 path = repeat_clip(ten_seconds, seconds // 10)
                 rows += measure(path, f"{resolution}, {seconds} s", rounds_for(resolution, seconds))
@@ -151,7 +151,7 @@ WAYS: dict[str, Callable[[Path], np.ndarray]] = {
 }
 
 
-def write_clip(folder: Path, height: int, seconds: int = 10) -> Path:
+def write_video(folder: Path, height: int, seconds: int = 10) -> Path:
     """Write an H.264 clip with x264's defaults: textures that pan at different speeds, with a camera's noise."""
     width = height * 16 // 9
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from benchmarks.harness import row, write_rows
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.client import messages
 from vllm_videollava.client.server import local_server
-from vllm_videollava.tiny.drawing import write_clip
+from vllm_videollava.tiny.drawing import write_video
 from vllm_videollava.tiny.world import random_clip_scene
 
 NUM_CLIENTS = 32
@@ -41,7 +41,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        clip = write_clip(random_clip_scene(np.random.default_rng(0)), folder / "clip.mp4").read_bytes()
+        clip = write_video(random_clip_scene(np.random.default_rng(0)), folder / "clip.mp4").read_bytes()
         with local_server(tiny_checkpoint(), folder / "log.txt", *FLAGS, **ENVIRONMENT) as server:
             for case, num_clients in (("one after the other", 1), (f"{NUM_CLIENTS} clients", NUM_CLIENTS)):
                 rows += soak(case, server.process.pid, server.url, clip, args.videos, num_clients)

@@ -1,4 +1,4 @@
-"""Clips answered a second, offline: this package in vLLM's engine beside transformers, in the 7B model's shape.
+"""Questions about videos answered a second, offline: this package and transformers, in the 7B model's shape.
 
     python -m benchmarks.throughput
 
@@ -26,7 +26,7 @@ import torch
 from benchmarks import harness
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.client import messages
-from vllm_videollava.tiny.drawing import write_clip
+from vllm_videollava.tiny.drawing import write_video
 from vllm_videollava.tiny.world import random_clip_scene
 
 if TYPE_CHECKING:
@@ -64,14 +64,14 @@ def write_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def write_clips(folder: Path, count: int) -> list[Path]:
+def write_videos(folder: Path, count: int) -> list[Path]:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    return [write_clip(random_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
+    return [write_video(random_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
 
 
 def measure_engine(way: str, checkpoint: Path, clips: Sequence[Path], tokens: int) -> Iterator[dict[str, Any]]:
-    """Time the engine: many clips at once, then lone requests whose first token is all that is waited for."""
+    """Time the engine: single requests up to their first token, then many clips at once."""
     from vllm import LLM
 
     begin = time.perf_counter()
@@ -144,7 +144,7 @@ def main() -> None:
         sys.exit("There is no GPU: the 7B model's shape needs one.")
     path = args.output / "throughput.jsonl"
     with tempfile.TemporaryDirectory() as folder:
-        clips = write_clips(Path(folder, "clips"), args.clips + 11)
+        clips = write_videos(Path(folder, "clips"), args.clips + 11)
         checkpoint = write_checkpoint(Path(folder, "checkpoint"))
         for way in args.engines:
             _report(path, measure_engine(way, checkpoint, clips, args.tokens))

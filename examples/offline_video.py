@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from vllm import LLM, SamplingParams
 
-from vllm_videollava.tiny.drawing import write_clip, write_image
+from vllm_videollava.tiny.drawing import write_image, write_video
 from vllm_videollava.tiny.world import random_clip_scene, random_image_scene
 
 PROMPT = (
@@ -36,7 +36,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
-        video = args.video or write_clip(random_clip_scene(rng), Path(folder, "clip.mp4"))
+        video = args.video or write_video(random_clip_scene(rng), Path(folder, "clip.mp4"))
         image = args.image or write_image(random_image_scene(rng), Path(folder, "picture.jpg"))
         ways = {"a clip": {"video": video}, "an image": {"image": image}, "both": {"video": video, "image": image}}
         for name, media in ways.items():

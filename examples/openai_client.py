@@ -43,12 +43,12 @@ def draw_part() -> dict:
     """Draw a clip of a circle that moves left, and put it into a message."""
     import numpy as np
 
-    from vllm_videollava.tiny.drawing import write_clip
+    from vllm_videollava.tiny.drawing import write_video
     from vllm_videollava.tiny.world import random_clip_scene
 
     scene = random_clip_scene(np.random.default_rng(0), 1, shape="circle", behaviour="left")
     with tempfile.TemporaryDirectory() as folder:
-        return media_part("video", write_clip(scene, Path(folder, "clip.mp4")))
+        return media_part("video", write_video(scene, Path(folder, "clip.mp4")))
 
 
 def media_part(kind: str, path: Path) -> dict:

@@ -68,12 +68,12 @@ def install(device: str) -> None:
 
 
 def remove_if_broken(name: str) -> None:
-    """Remove a package that cannot load beside the installed torch, and takes transformers and vLLM down with it."""
+    """Remove a package that fails to import with the installed torch, because it breaks transformers and vLLM too."""
     attempt = subprocess.run([PYTHON, "-c", f"import {name}"], capture_output=True, text=True, check=False)
     if attempt.returncode == 0 or f"No module named '{name}'" in attempt.stderr:
         return
     reason = (attempt.stderr.strip() or "the import crashes").splitlines()[-1]
-    print(f"Removing {name}, which cannot load beside this torch: {reason}", flush=True)
+    print(f"Removing {name}, which cannot be imported with this torch: {reason}", flush=True)
     subprocess.run([PYTHON, "-m", "pip", "uninstall", "--quiet", "--yes", name], check=True)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from helpers.directions import DIRECTIONS
 from helpers.paths import ROOT
 from vllm_videollava.tiny import generator
-from vllm_videollava.tiny.drawing import draw_frames, write_clip
+from vllm_videollava.tiny.drawing import draw_frames, write_video
 from vllm_videollava.tiny.generator import write_examples
 from vllm_videollava.tiny.questions import only_colour, questions_about, questions_about_both
 from vllm_videollava.tiny.world import (
@@ -110,7 +110,7 @@ def test_an_object_does_what_it_is_said_to_do(behaviour, seed):
 
 def test_a_clip_is_h264_of_the_scenes_size_and_length(tmp_path):
     scene = random_clip_scene(np.random.default_rng(4))
-    with av.open(str(write_clip(scene, tmp_path / "clip.mp4"))) as clip:
+    with av.open(str(write_video(scene, tmp_path / "clip.mp4"))) as clip:
         (stream,) = clip.streams
         assert stream.codec_context.name == "h264"
         assert stream.average_rate == scene.fps

@@ -1,4 +1,4 @@
-"""Every path and command in the README exists."""
+"""Every path and command in the README exists, and its tree shows every folder."""
 
 import re
 import shlex
@@ -47,9 +47,30 @@ def test_script_takes_these_arguments(script):
 
 def test_there_is_something_to_check():
     assert len(PATHS) >= 3
-    assert TARGETS == ["bench-tiny", "demo", "fuzz", "setup", "test", "train-tiny"]
-    assert COMMANDS == ["check", "demo", "serve"]
+    assert TARGETS == ["bench-tiny", "demo", "fuzz", "lint", "setup", "test", "train-tiny"]
+    assert COMMANDS == ["check", "demo", "serve", "vllm"]
     assert len(SCRIPTS) == 5
+
+
+def read_tree() -> set[str]:
+    """Return the paths that the README's tree shows, folders with a slash at the end."""
+    paths, folder = set(), ""
+    lines = re.findall(r"^    ( *)([\w./]+)  +\S.*$|^    ([\w]+/)$", README, re.MULTILINE)
+    for indent, name, parent in lines:
+        if parent or not indent:
+            folder = parent
+        paths.add(parent or (folder if indent else "") + name)
+    return paths
+
+
+def test_the_tree_shows_what_there_is():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    top = {path.partition("/")[0] + "/" for path in tracked if "/" in path and not path.startswith(".")}
+    package = [path.removeprefix("vllm_videollava/") for path in tracked if path.startswith("vllm_videollava/")]
+    inside = {f"vllm_videollava/{path.partition('/')[0]}{'/' if '/' in path else ''}" for path in package}
+    # A link is tracked as a file.
+    inside = {f"{path}/" if path == "vllm_videollava/kernels" else path for path in inside}
+    assert read_tree() == top | inside - {"vllm_videollava/py.typed"}
 
 
 def test_ci_runs_the_readmes_command():

@@ -15,7 +15,7 @@ from vllm_videollava.client import messages
 from vllm_videollava.client.server import local_server
 from vllm_videollava.commands.models import TINY
 from vllm_videollava.decoding.sampling import sample_indices
-from vllm_videollava.tiny.drawing import draw_frames, write_clip
+from vllm_videollava.tiny.drawing import draw_frames, write_video
 from vllm_videollava.tiny.questions import Question, questions_about
 from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES, Scene, random_clip_scene
 
@@ -72,11 +72,11 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
     num_things = 1 if shape or colour or moves else None
     scene = random_clip_scene(rng, num_things, shape=shape, colour=colour, behaviour=moves)
     folder = Path(tempfile.mkdtemp(prefix="video-llava-demo-"))
-    clip = write_clip(scene, folder / "clip.mp4")
+    clip = write_video(scene, folder / "clip.mp4")
     show_frames(scene, folder / "frames.png")
     print(f"Clip      {clip}: {scene.num_frames} frames, {scene.width} x {scene.height}")
-    wishes = {"shape": shape, "colour": colour, "moves": moves, "seed": seed}
-    flags = [f"--{name} {wish}" for name, wish in wishes.items() if wish is not None]
+    options = {"shape": shape, "colour": colour, "moves": moves, "seed": seed}
+    flags = [f"--{name} {value}" for name, value in options.items() if value is not None]
     print(f"Again     vllm-videollava demo {' '.join(flags)}")
     print("Model     the tiny checkpoint of this package, a demonstration that knows only such clips", flush=True)
     # Compiling would take longer than the answers; a GiB of cache is plenty on a CPU.
@@ -125,7 +125,7 @@ def _blocks(frames: list[np.ndarray]) -> str:
 
 
 def ask(client: OpenAI, clip: Path, question: Question) -> bool:
-    """Ask one question, print what comes back beside what should, and return whether it does."""
+    """Ask one question, print the answer and the expected one, and return whether they are equal."""
     url = messages.data_url(clip.read_bytes(), "video/mp4")
     start = time.monotonic()
     stream = client.chat.completions.create(

@@ -89,7 +89,7 @@ class _Reader:
         return unit[0]
 
     def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
-        """Leave out most packets that are no key frames and hold nothing but a picture, quickly."""
+        """Skip, quickly, most packets that are not key frames and contain only a picture."""
         return packets
 
 

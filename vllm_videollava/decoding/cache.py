@@ -24,10 +24,10 @@ class _Pending:
 
 
 class DecodedVideos:
-    """Pixels of clips by key, as many as `max_bytes` have room for; the least recently used go first.
+    """Decoded videos by key, up to `max_bytes`; the least recently used goes first.
 
-    Whoever asks for a clip that is being decoded for somebody else waits for
-    that; when nobody waits any more, it is dropped.
+    A request for a video that is already being decoded for another one waits
+    for the same result; when no request waits any more, the job is dropped.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -83,5 +83,5 @@ class DecodedVideos:
 
 @cache
 def decoded_videos() -> DecodedVideos:
-    """Return this process's clips."""
+    """Return this process's decoded videos."""
     return DecodedVideos(read_settings().decoded_cache_mb << 20)

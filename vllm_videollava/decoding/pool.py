@@ -239,7 +239,7 @@ class DecodePool:
         return None
 
     def _put_back(self, worker: "_Worker", *, next_turn: bool) -> None:
-        """Keep a worker that is idle, for the next job or for when there is no other."""
+        """Keep an idle worker for the next job, or as a spare."""
         with self._lock:
             self._busy.discard(worker)
             # A worker that was started while others became free is not needed.
@@ -388,7 +388,7 @@ def _environment() -> dict[str, str]:
 
 
 def _read_array(descriptors: list[int], answered: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read the array that was asked for, or return None if it is something else."""
+    """Read the array of the expected shape, or return None if it is something else."""
     size = math.prod(shape)
     if answered != list(shape) or not descriptors:
         return None

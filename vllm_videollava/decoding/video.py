@@ -1,10 +1,10 @@
 """Decodes the frames of a video that the model sees, and few others.
 
-The frames are those that a decoder gives which decodes the whole clip. To be
-faster, only groups of pictures that hold a wanted frame are decoded, from
-their key frame on, without pictures that no other picture refers to. Where a
-clip does not say enough for that, or decoding shows that it said something
-wrong, all of it is decoded.
+They are exactly the frames that decoding the whole video would give. For speed,
+only groups of pictures with a wanted frame are decoded, from their key frame on,
+without pictures that no other picture depends on. If the video does not say
+enough for that, or decoding shows that it said something wrong, all of it is
+decoded.
 """
 
 import io
@@ -52,17 +52,17 @@ class _NoVideoError(Exception):
 
 
 class _IndexError(Exception):
-    """The clip's packets promised a frame that decoding from its key frame did not give."""
+    """The video's packets promised a frame that decoding from its key frame did not give."""
 
 
 def decode_frames(
     file: BinaryIO, num_frames: int, transform: Transform, settings: Settings, threads: int = 1
 ) -> np.ndarray:
-    """Decode `num_frames` frames, evenly spread over a clip, and apply `transform` to each as it comes.
+    """Decode `num_frames` frames, evenly spread over a video, and apply `transform` to each as it comes.
 
     Args:
-        file: the clip, open for reading.
-        transform: from an upright frame, uint8 `[H, W, 3]`, RGB, to what is wanted of it.
+        file: the video, open for reading.
+        transform: from an upright frame, uint8 `[H, W, 3]`, RGB, to the result.
         threads: how many the decoder may use.
 
     Returns:
@@ -204,7 +204,7 @@ def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputCont
 
 
 def _read_packets(container, stream, settings: Settings) -> list[av.Packet]:
-    """Read a clip's packets, all of them or as far as the file goes."""
+    """Read a video's packets, all of them or as far as the file goes."""
     packets = []
     with _passing_damage():
         for packet in container.demux(stream):
@@ -266,7 +266,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
     """Decode packets from a key frame on, and yield the frames whose times are wanted.
 
     Raises:
-        _IndexError: damage was met, which decoding the whole clip may be free of.
+        _IndexError: damage was met, which decoding the whole video may be free of.
     """
     context.flush_buffers()
     skips = context.name in SKIPPABLE_CODECS
@@ -291,7 +291,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
 def _decode_whole(
     file: BinaryIO, threads: int, guess: int, num_frames: int, transform: Transform, settings: Settings
 ) -> np.ndarray:
-    """Decode a clip from first to last, and once more if it does not have as many frames as guessed."""
+    """Decode a video from first to last, and once more if it does not have as many frames as guessed."""
     wanted = sample_indices(guess, num_frames)
     results: dict[int, np.ndarray] = {}
     count = 0

@@ -45,7 +45,7 @@ def check_media_io_kwargs(kwargs: object, num_frames: int) -> None:
 
 
 def background_colour(kwargs: Mapping[str, Mapping[str, object] | None] | None) -> tuple[int, int, int] | None:
-    """Return red, green and blue of what `media_io_kwargs` puts behind transparent images, None if it does not say.
+    """Return the colour that `media_io_kwargs` puts behind transparent images, or None.
 
     Raises:
         ValueError: it is not a list of three whole numbers from 0 to 255.

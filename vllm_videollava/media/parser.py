@@ -116,7 +116,7 @@ def _about(path: Path, error: MediaError) -> MediaError:
 
 
 def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    """Read items; of what is wrong with one of several, say which it is."""
+    """Read items; an error about one of several says which one."""
     results = []
     for number, item in enumerate(items, 1):
         try:

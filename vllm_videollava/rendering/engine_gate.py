@@ -57,7 +57,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
     Args:
         runs_v2: whether the engine has vLLM's second model runner, whose limits nobody else checks before its
             processes die of them; the first one gives every answer of a step the log-probabilities of
-            `logprob_token_ids`, whoever has asked for them.
+            `logprob_token_ids`.
 
     Raises:
         ValueError: an option cannot be sent, or the engine cannot do as it says.

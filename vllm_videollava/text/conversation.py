@@ -1,4 +1,4 @@
-"""The conversation `llava_v1`: its chat template, how messages enter a template, and the check of what comes out."""
+"""The conversation `llava_v1`: its chat template, the preparation of messages for a template, and the check of its output."""
 
 import re
 import reprlib

@@ -12,7 +12,7 @@ from vllm_videollava.tiny.world import Background, Scene, Thing
 
 
 def draw_frames(scene: Scene, indices: list[int] | np.ndarray | None = None) -> np.ndarray:
-    """Draw frames of a scene, all of them or those asked for; uint8 `[N, H, W, 3]`."""
+    """Draw the frames of a scene, all of them or those at `indices`; uint8 `[N, H, W, 3]`."""
     background = _draw_background(scene.background, scene.height, scene.width)
     last = max(scene.num_frames - 1, 1)
     frames = []
@@ -25,7 +25,7 @@ def draw_frames(scene: Scene, indices: list[int] | np.ndarray | None = None) -> 
     return np.stack(frames)
 
 
-def write_clip(scene: Scene, path: str | PathLike) -> Path:
+def write_video(scene: Scene, path: str | PathLike) -> Path:
     """Write a scene as an H.264 clip and return its path."""
     encode_frames(draw_frames(scene), path, scene.fps)
     return Path(path)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vllm_videollava.tiny.drawing import write_clip, write_image
+from vllm_videollava.tiny.drawing import write_image, write_video
 from vllm_videollava.tiny.questions import Question, only_colour, questions_about, questions_about_both
 from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
@@ -90,7 +90,7 @@ def _pairs(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -
 
 def _write(scene_and_path: Drawn) -> None:
     scene, path = scene_and_path
-    (write_clip if scene.medium == "video" else write_image)(scene, path)
+    (write_video if scene.medium == "video" else write_image)(scene, path)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ class Thing:
 
     Attributes:
         rgb: its colour at first.
-        radius: of the circle, or half of what the other shapes are high and wide at most.
+        radius: of the circle, or half the height and width of the other shapes at most.
         proportion: of another shape, from 0 for its narrowest to 1 for one that fills that height and width.
         start: its centre in the first frame, `(x, y)`.
         end: its centre in the last frame.
