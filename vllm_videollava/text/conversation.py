@@ -1,4 +1,4 @@
-"""The conversation `llava_v1`: its chat template, the preparation of messages for a template, and the check of its output."""
+"""The conversation `llava_v1`: its chat template, preparing messages for a template, and checking its output."""
 
 import re
 import reprlib
