@@ -55,7 +55,8 @@ def test_there_is_something_to_check():
 def read_tree() -> set[str]:
     """Return the paths that the README's tree shows, folders with a slash at the end."""
     paths, folder = set(), ""
-    lines = re.findall(r"^    ( *)([\w./]+)  +\S.*$|^    ([\w]+/)$", README, re.MULTILINE)
+    section = README.partition("## How it works")[2]
+    lines = re.findall(r"^    ( *)([\w./]+)  +\S.*$|^    ([\w]+/)$", section, re.MULTILINE)
     for indent, name, parent in lines:
         if parent or not indent:
             folder = parent
