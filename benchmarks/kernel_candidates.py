@@ -1,9 +1,7 @@
 """Other ways to write the kernels, which only a GPU can choose between; the package has none of them.
 
-The patch embedding is split into steps: patches are unfolded into rows of 592 values (588, padded to
-a multiple of 16), multiplied with a matrix that has the normalisation in it, and a kernel adds bias
-and positions and normalises. Pixels minus 128 are exact in float16, so nothing is rounded before the
-product; the matrix is 64 times as large as the weight, away from float16's subnormals.
+The patch embedding gets its patches unfolded already, as bytes, in rows of 592 (588, padded to a
+multiple of 16), with which a processor could begin; weights are folded beforehand.
 """
 
 from collections.abc import Sequence
@@ -54,19 +52,6 @@ def unfold_on_cpu(frames: torch.Tensor, patch: int) -> torch.Tensor:
     rows = frames.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
     padding = torch.full((len(rows), DEPTH - rows.shape[1]), CENTRE, dtype=torch.uint8, device=rows.device)
     return torch.cat([rows, padding], 1)
-
-
-def by_unfolding(frames: torch.Tensor, folded: Folded, patch: int, block: int, num_warps: int) -> torch.Tensor:
-    """Unfold by Triton, multiply by cuBLAS, normalise by Triton."""
-    across = frames.shape[3] // patch
-    num_rows = len(frames) * (frames.shape[2] // patch) * across
-    rows = torch.empty(num_rows, DEPTH, dtype=torch.half, device=frames.device)
-    grid = (triton.cdiv(rows.numel(), block),)
-    _unfold_kernel[grid](
-        frames, rows, rows.numel(), num_rows // len(frames), across, *frames.stride(), patch, DEPTH, CENTRE, block,
-        num_warps=num_warps,
-    )  # fmt: skip
-    return normalise(rows @ folded.matrix.T, folded, len(frames))
 
 
 def by_bytes_and_cublas(rows: torch.Tensor, folded: Folded, num_frames: int) -> torch.Tensor:
@@ -153,34 +138,6 @@ def add_norm(states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, bi
         states, added, weight, bias, total, normed, eps, features, triton.next_power_of_2(features), num_warps=1
     )
     return total, normed
-
-
-@triton.jit
-def _unfold_kernel(
-    frames_ptr,  # [F, 3, H, W]
-    rows_ptr,  # [F * N, DEPTH]
-    size,
-    patches,
-    across,
-    stride_frame,
-    stride_channel,
-    stride_y,
-    stride_x,
-    PATCH: tl.constexpr,
-    DEPTH: tl.constexpr,
-    CENTRE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = (index // DEPTH).to(tl.int32)
-    k = (index % DEPTH).to(tl.int32)
-    patch = row % patches
-    corner = (row // patches).to(tl.int64) * stride_frame
-    corner += (patch // across) * (PATCH * stride_y) + (patch % across) * (PATCH * stride_x)
-    offset = k // (PATCH * PATCH) * stride_channel + k % (PATCH * PATCH) // PATCH * stride_y + k % PATCH * stride_x
-    is_pixel = (index < size) & (k < 3 * PATCH * PATCH)
-    pixels = tl.load(frames_ptr + corner + offset, mask=is_pixel, other=CENTRE)
-    tl.store(rows_ptr + index, pixels.to(tl.float16) - CENTRE, mask=index < size)
 
 
 @triton.jit

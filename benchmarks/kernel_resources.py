@@ -32,6 +32,9 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FEATURES, HEAD_SIZE, NUM_FRAMES, PATCH = 1024, 64, 8, 14
+DEPTH = 592
+# In which the patch embedding multiplies.
+PRODUCT_TYPES = {torch.bfloat16: "fp16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 class Case(NamedTuple):
@@ -65,31 +68,52 @@ def cases() -> Iterator[Case]:
     """Everything that may be compiled for the published towers."""
     for chip in SHARED_LIMIT:
         for dtype in TYPES:
-            yield from (_patch_embed(chip, dtype, blocks) for blocks in frame_patch_embed.BLOCKS[dtype])
-            yield _attention(chip, dtype)
-            yield _embed_norm(chip, dtype)
+            for make in (_fold, _unfold, _normalise, _attention, _embed_norm):
+                yield make(chip, dtype)
 
 
-def _patch_embed(chip: int, dtype: torch.dtype, blocks: frame_patch_embed.Blocks) -> Case:
-    tensors = ("weight", "class_embedding", "position_embedding", "norm_weight", "norm_bias", "output")
-    weights = [f"{name}_ptr" for name in tensors]
+def _fold(chip: int, dtype: torch.dtype) -> Case:
     colours = ("red", "green", "blue")
     return Case(
-        frame_patch_embed._frame_patch_embed_kernel,
+        frame_patch_embed._fold_kernel,
         chip,
         dtype,
-        {"frames_ptr": "*u8", **dict.fromkeys(weights, f"*{TYPES[dtype]}")},
-        (*(f"{what}_{colour}" for what in ("scale", "shift") for colour in colours), "eps"),
+        {"weight_ptr": f"*{TYPES[dtype]}", "matrix_ptr": f"*{PRODUCT_TYPES[dtype]}", "bias_ptr": "*fp32"},
+        tuple(f"{what}_{colour}" for what in ("scale", "mean") for colour in colours),
+        {"PATCH": PATCH, "DEPTH": DEPTH, "BLOCK_DEPTH": triton.next_power_of_2(DEPTH)},
+        {},
+        multiplies=False,
+    )
+
+
+def _unfold(chip: int, dtype: torch.dtype) -> Case:
+    return Case(
+        frame_patch_embed._unfold_kernel,
+        chip,
+        dtype,
+        {"frames_ptr": "*u8", "rows_ptr": f"*{PRODUCT_TYPES[dtype]}"},
+        (),
+        {"PATCH": PATCH, "DEPTH": DEPTH, "BLOCK": frame_patch_embed.UNFOLD_BLOCK},
+        {},
+        multiplies=False,
+    )
+
+
+def _normalise(chip: int, dtype: torch.dtype) -> Case:
+    names = ("class_embedding", "position_embedding", "norm_weight", "norm_bias", "output")
+    return Case(
+        frame_patch_embed._normalise_kernel,
+        chip,
+        dtype,
         {
-            "OPERAND": operand_type(dtype),
-            "FEATURES": FEATURES,
-            "PATCH": PATCH,
-            "BLOCK_ROWS": blocks.rows,
-            "BLOCK_FEATURES": blocks.features,
-            "BLOCK_DEPTH": blocks.depth,
+            "product_ptr": f"*{PRODUCT_TYPES[dtype]}",
+            "bias_ptr": "*fp32",
+            **{f"{name}_ptr": f"*{TYPES[dtype]}" for name in names},
         },
-        {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages},
-        multiplies=True,
+        ("eps",),
+        {"FEATURES": FEATURES, "BLOCK_FEATURES": FEATURES},
+        {"num_warps": 1},
+        multiplies=False,
     )
 
 

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import harness
 from benchmarks import kernel_candidates as candidates
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
-from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
 from vllm_videollava.kernels import reference
-from vllm_videollava.kernels.frame_patch_embed import BLOCKS, frame_patch_embed
+from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
@@ -86,15 +84,10 @@ def patch_embed(frames: int, shape: Shape, dtype: torch.dtype, device: str) -> C
     def by_package(frames: Frames) -> torch.Tensor:
         return frame_patch_embed(frames.pixels, *weights, **options)
 
-    def with_blocks(frames: Frames, blocks: frame_patch_embed_file.Blocks) -> torch.Tensor:
-        with mock.patch.object(frame_patch_embed_file, "choose_blocks", return_value=blocks):
-            return by_package(frames)
-
     plain = partial(_plain_patch_embed, weights=weights, shape=shape)
     compiled = torch.compile(plain, dynamic=False)
     ways: dict[str, Way] = {OURS: by_package, "PyTorch": plain, "torch.compile": compiled}
-    ways |= {f"blocks {blocks.rows}x{blocks.features}": partial(with_blocks, blocks=blocks) for blocks in BLOCKS[dtype]}
-    ways |= _unfolding_ways(frames, candidates.fold(*weights, **options), shape)
+    ways |= _ways_with_bytes(frames, candidates.fold(*weights, **options), shape)
     make_input = partial(_random_frames, frames, shape, device)
     rows = frames * shape.positions
     moved = frames * 3 * shape.size**2 + weights[0].nbytes + rows * shape.features * weights[0].element_size()
@@ -133,18 +126,13 @@ def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return _CONSTANTS[device]
 
 
-def _unfolding_ways(num_frames: int, folded: candidates.Folded, shape: Shape) -> dict[str, Way]:
-    def by_unfolding(frames: Frames, block: int, num_warps: int) -> torch.Tensor:
-        return candidates.by_unfolding(frames.pixels, folded, shape.patch, block, num_warps)
-
+def _ways_with_bytes(num_frames: int, folded: candidates.Folded, shape: Shape) -> dict[str, Way]:
     def by_bytes(frames: Frames, tile: tuple[int, ...]) -> torch.Tensor:
         return candidates.by_bytes(frames.rows, folded, num_frames, tile)
 
     ways: dict[str, Way] = {
-        f"unfold {block}/{warps}, cuBLAS, norm": partial(by_unfolding, block=block, num_warps=warps)
-        for block, warps in ((1024, 4), (128, 4))
+        "bytes, cuBLAS, norm": lambda frames: candidates.by_bytes_and_cublas(frames.rows, folded, num_frames)
     }
-    ways["bytes, cuBLAS, norm"] = lambda frames: candidates.by_bytes_and_cublas(frames.rows, folded, num_frames)
     return ways | {"bytes, Triton {}x{}x{}/{}, norm".format(*tile): partial(by_bytes, tile=tile) for tile in TILES}
 
 

@@ -1,6 +1,5 @@
 """Glue between PyTorch and Triton: which tensors kernels take, the type they multiply, operators."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,9 +43,3 @@ def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callabl
         return getattr(torch.ops.vllm_videollava, launch.__name__)
 
     return register
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Return the number of a device's multiprocessors; 1 for the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,21 +1,20 @@
-"""Frames to patch embeddings, normalised before and after, in one pass.
+"""Frames to patch embeddings, normalised before and after.
 
     y = LayerNorm(concat(CLS, conv((x / 255 - mean) / std)) + positions)
 
 x is uint8 `[F, 3, H, W]`; y is `[F, N, D]` with N = 1 + H / P * W / P positions,
 CLS and the patches.
 
-Each program computes a block of rows of y, of any frames, with all features. It
-makes its tile of normalised pixels, `[rows, 3 * P * P]`, in registers; their bytes
-are in the cache after the first use. The convolution is the product of that tile
-and the weight. Neither the float image nor the unfolded patches are ever stored.
-A row can be normalised only when all of it is known. Until then it waits in y
-itself, in the cache, because 1,024 features of as many rows as the tensor cores
-want do not fit into a multiprocessor's registers.
+The convolution is a product of matrices: one kernel unfolds the patches into rows
+of 3 * P * P pixels, cuBLAS multiplies, and one kernel adds CLS, bias and positions
+and normalises. The normalisation of pixels is folded into the weight and a bias by
+a third, small kernel. So the product takes whole numbers, pixels minus 128, which
+float16 holds exactly; of bfloat16 models only the weight is rounded, to float16,
+which has more bits. The bias is made of the rounded weight, in float32. Neither a
+float image nor embeddings before the norm are stored at full precision.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -23,28 +22,13 @@ import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
 
-
-class Blocks(NamedTuple):
-    """Sizes of a program's tiles, and how it is compiled."""
-
-    rows: int
-    features: int
-    depth: int
-    num_warps: int
-    num_stages: int
-
-
-# From the most rows to the fewest.
-BLOCKS = {
-    torch.bfloat16: (
-        Blocks(128, 128, 32, 8, 4),
-        Blocks(64, 256, 32, 8, 4),
-        Blocks(32, 128, 64, 4, 3),
-        Blocks(16, 256, 64, 8, 3),
-    ),
-    torch.float32: (Blocks(32, 64, 32, 4, 3), Blocks(16, 64, 32, 4, 3)),
-}
-BLOCKS[torch.float16] = BLOCKS[torch.bfloat16]
+# Rows are padded to a multiple of 32 bytes, as cuBLAS likes them.
+ALIGNMENT = 16
+# Middle of the pixels' range, which is subtracted from them.
+CENTRE = tl.constexpr(128)
+# Keeps folded weights away from float16's subnormal numbers.
+MAGNIFIED = tl.constexpr(16)
+UNFOLD_BLOCK = 1024
 
 
 def frame_patch_embed(
@@ -104,12 +88,6 @@ def _check(frames: torch.Tensor, weight: torch.Tensor, position_embedding: torch
         raise ValueError(f"Frames of {patches} patches need {1 + patches} positions, not {len(position_embedding)}.")
 
 
-def choose_blocks(num_rows: int, dtype: torch.dtype, multiprocessors: int) -> Blocks:
-    """Choose the largest blocks that still give every multiprocessor a program; they read the weight least often."""
-    fitting = (blocks for blocks in BLOCKS[dtype] if triton.cdiv(num_rows, blocks.rows) >= multiprocessors)
-    return next(fitting, BLOCKS[dtype][-1])
-
-
 def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
     # `len` would fix the number of frames, which torch.compile may keep open.
     return frames.new_empty((frames.shape[0], *position_embedding.shape), dtype=weight.dtype)
@@ -128,124 +106,159 @@ def frame_patch_embed_by_triton(
     eps: float,
 ) -> torch.Tensor:
     tokens, features = position_embedding.shape
-    num_rows, patch = len(frames) * tokens, weight.shape[-1]
-    blocks = choose_blocks(num_rows, weight.dtype, dispatch.multiprocessors(frames.device))
+    # Folded at every call, which takes some microseconds, because weights may be replaced at any time.
+    matrix, bias = _fold(weight, image_mean, image_std)
+    product = _unfold(frames, weight.shape[-1], matrix.shape[1], matrix.dtype) @ matrix.T
     output = torch.empty(len(frames), tokens, features, dtype=weight.dtype, device=frames.device)
-    _frame_patch_embed_kernel[(triton.cdiv(num_rows, blocks.rows),)](
-        frames,
-        weight.contiguous(),
+    _normalise_kernel[(len(frames) * tokens,)](
+        product,
+        bias,
         class_embedding.contiguous(),
         position_embedding.contiguous(),
         norm_weight.contiguous(),
         norm_bias.contiguous(),
         output,
-        num_rows,
         tokens,
-        frames.shape[3] // patch,
-        *frames.stride(),
-        *(1 / (255 * std) for std in image_std),
-        *(mean / std for mean, std in zip(image_mean, image_std, strict=True)),
         eps,
-        OPERAND=dispatch.operand_type(weight.dtype),
         FEATURES=features,
-        PATCH=patch,
-        BLOCK_ROWS=blocks.rows,
-        BLOCK_FEATURES=blocks.features,
-        BLOCK_DEPTH=blocks.depth,
-        num_warps=blocks.num_warps,
-        num_stages=blocks.num_stages,
+        BLOCK_FEATURES=triton.next_power_of_2(features),
+        num_warps=1,
     )
     return output
 
 
-# Otherwise Triton compiles anew for numbers with other divisors, while a server runs.
-@triton.jit(do_not_specialize=["num_rows"])
-def _frame_patch_embed_kernel(
-    frames_ptr,  # [F, 3, H, W]
+def _fold(
+    weight: torch.Tensor, image_mean: Sequence[float], image_std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fold the normalisation of pixels into the weight `[D, 3, P, P]`.
+
+    Returns:
+        the matrix `[D, K]`, times `MAGNIFIED`, K = 3 * P * P padded with
+        zeros, and the bias, float32 `[D]`.
+    """
+    features, patch = len(weight), weight.shape[-1]
+    depth = triton.cdiv(3 * patch * patch, ALIGNMENT) * ALIGNMENT
+    dtype = torch.float32 if weight.dtype == torch.float32 else torch.float16
+    matrix = torch.empty(features, depth, dtype=dtype, device=weight.device)
+    bias = torch.empty(features, dtype=torch.float32, device=weight.device)
+    _fold_kernel[(features,)](
+        weight.contiguous(),
+        matrix,
+        bias,
+        *(1 / (255 * std) for std in image_std),
+        *(255 * mean for mean in image_mean),
+        PATCH=patch,
+        DEPTH=depth,
+        BLOCK_DEPTH=triton.next_power_of_2(depth),
+        num_warps=4,
+    )
+    return matrix, bias
+
+
+def _unfold(frames: torch.Tensor, patch: int, depth: int, dtype: torch.dtype) -> torch.Tensor:
+    """Cut frames into patches, `[F * (N - 1), K]`, of pixels minus `CENTRE`, padded with zeros."""
+    across, down = frames.shape[3] // patch, frames.shape[2] // patch
+    rows = torch.empty(len(frames) * down * across, depth, dtype=dtype, device=frames.device)
+    _unfold_kernel[(triton.cdiv(rows.numel(), UNFOLD_BLOCK),)](
+        frames,
+        rows,
+        rows.numel(),
+        down * across,
+        across,
+        *frames.stride(),
+        PATCH=patch,
+        DEPTH=depth,
+        BLOCK=UNFOLD_BLOCK,
+        num_warps=4,
+    )
+    return rows
+
+
+@triton.jit
+def _fold_kernel(
     weight_ptr,  # [D, 3 * P * P]
+    matrix_ptr,  # [D, DEPTH]
+    bias_ptr,  # [D]
+    scale_red,
+    scale_green,
+    scale_blue,
+    mean_red,
+    mean_green,
+    mean_blue,
+    PATCH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    PIXELS: tl.constexpr = 3 * PATCH * PATCH
+    feature = tl.program_id(0)
+    k = tl.arange(0, BLOCK_DEPTH)
+    channel = k // (PATCH * PATCH)
+    scale = tl.where(channel == 0, scale_red, tl.where(channel == 1, scale_green, scale_blue))
+    mean = tl.where(channel == 0, mean_red, tl.where(channel == 1, mean_green, mean_blue))
+    weights = tl.load(weight_ptr + feature * PIXELS + k, mask=k < PIXELS, other=0).to(tl.float32)
+    folded = (weights * scale * MAGNIFIED).to(matrix_ptr.dtype.element_ty)
+    tl.store(matrix_ptr + feature * DEPTH + k, folded, mask=k < DEPTH)
+    tl.store(bias_ptr + feature, tl.sum(folded.to(tl.float32) * (CENTRE - mean), 0) / MAGNIFIED)
+
+
+# Otherwise Triton compiles anew for sizes with other divisors, while a server runs.
+@triton.jit(do_not_specialize=["size"])
+def _unfold_kernel(
+    frames_ptr,  # [F, 3, H, W]
+    rows_ptr,  # [F * (N - 1), DEPTH]
+    size,
+    patches,
+    across,
+    stride_frame,
+    stride_channel,
+    stride_y,
+    stride_x,
+    PATCH: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = (index // DEPTH).to(tl.int32)
+    k = (index % DEPTH).to(tl.int32)
+    patch = row % patches
+    corner = (row // patches).to(tl.int64) * stride_frame
+    corner += (patch // across) * (PATCH * stride_y) + (patch % across) * (PATCH * stride_x)
+    offset = k // (PATCH * PATCH) * stride_channel + k % (PATCH * PATCH) // PATCH * stride_y + k % PATCH * stride_x
+    is_pixel = (index < size) & (k < 3 * PATCH * PATCH)
+    pixels = tl.load(frames_ptr + corner + offset, mask=is_pixel, other=CENTRE)
+    tl.store(rows_ptr + index, pixels.to(rows_ptr.dtype.element_ty) - CENTRE, mask=index < size)
+
+
+@triton.jit
+def _normalise_kernel(
+    product_ptr,  # [F * (N - 1), D]
+    bias_ptr,  # [D]
     class_embedding_ptr,  # [D]
     position_embedding_ptr,  # [N, D]
     norm_weight_ptr,  # [D]
     norm_bias_ptr,  # [D]
     output_ptr,  # [F * N, D]
-    num_rows,
     tokens,
-    patches_across,
-    stride_frame,
-    stride_channel,
-    stride_y,
-    stride_x,
-    scale_red,
-    scale_green,
-    scale_blue,
-    shift_red,
-    shift_green,
-    shift_blue,
     eps,
-    OPERAND: tl.constexpr,
     FEATURES: tl.constexpr,
-    PATCH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
     BLOCK_FEATURES: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
 ):
-    DEPTH: tl.constexpr = 3 * PATCH * PATCH
-    # The second pass is limited by memory; a narrow tile saves registers.
-    NORM_FEATURES: tl.constexpr = 64
-    dtype = output_ptr.dtype.element_ty
-
-    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    is_row = row < num_rows
-    output_row = output_ptr + row.to(tl.int64) * FEATURES
-    # Rows past the end read the last row again, so that pixels need no mask.
-    token = tl.minimum(row, num_rows - 1) % tokens
-    frame = tl.minimum(row, num_rows - 1) // tokens
-    is_class = token == 0
-    patch = tl.maximum(token - 1, 0)
-    corner = frames_ptr + frame.to(tl.int64) * stride_frame
-    corner += (patch // patches_across) * (PATCH * stride_y) + (patch % patches_across) * (PATCH * stride_x)
-
-    mean = tl.zeros([BLOCK_ROWS], tl.float32)
-    squares = tl.zeros([BLOCK_ROWS], tl.float32)  # of the distances from the mean
-    for start in range(0, FEATURES, BLOCK_FEATURES):
-        feature = start + tl.arange(0, BLOCK_FEATURES)
-        is_feature = feature < FEATURES
-        position = position_embedding_ptr + token[:, None] * FEATURES + feature[None, :]
-        tile = tl.load(position, mask=is_feature[None, :], other=0).to(tl.float32)
-        class_tile = tl.load(class_embedding_ptr + feature, mask=is_feature, other=0).to(tl.float32)
-        tile += tl.where(is_class[:, None], class_tile[None, :], 0)
-        weight_row = weight_ptr + tl.minimum(feature, FEATURES - 1) * DEPTH
-        for k in range(0, DEPTH, BLOCK_DEPTH):
-            index = k + tl.arange(0, BLOCK_DEPTH)
-            channel = tl.minimum(index // (PATCH * PATCH), 2)
-            y = index % (PATCH * PATCH) // PATCH
-            x = index % PATCH
-            offset = channel * stride_channel + y * stride_y + x * stride_x
-            scale = tl.where(channel == 0, scale_red, tl.where(channel == 1, scale_green, scale_blue))
-            shift = tl.where(channel == 0, shift_red, tl.where(channel == 1, shift_green, shift_blue))
-            pixels = tl.load(corner[:, None] + offset[None, :]).to(tl.float32) * scale[None, :] - shift[None, :]
-            pixels = tl.where(is_class[:, None], 0.0, pixels).to(dtype)
-            weights = tl.load(weight_row[None, :] + index[:, None], mask=index[:, None] < DEPTH, other=0)
-            # Three products of tf32 give float32; other types ignore it.
-            tile = tl.dot(pixels.to(OPERAND), weights.to(OPERAND), tile, input_precision="tf32x3")
-        tl.store(output_row[:, None] + feature[None, :], tile.to(dtype), mask=is_row[:, None] & is_feature[None, :])
-
-        # Combine mean and variance with those of the features so far (Chan, Golub, LeVeque, 1979).
-        count = tl.minimum(FEATURES - start, BLOCK_FEATURES)
-        tile_mean = tl.sum(tl.where(is_feature[None, :], tile, 0), 1) / count
-        distance = tl.where(is_feature[None, :], tile - tile_mean[:, None], 0)
-        step = tile_mean - mean
-        mean += step * count / (start + count)
-        squares += tl.sum(distance * distance, 1) + step * step * start * count / (start + count)
-
-    # Next, threads read what other threads of this program have stored.
-    tl.debug_barrier()
-    inverse = 1 / tl.sqrt(squares / FEATURES + eps)
-    for start in range(0, FEATURES, NORM_FEATURES):
-        feature = start + tl.arange(0, NORM_FEATURES)
-        mask = is_row[:, None] & (feature < FEATURES)[None, :]
-        gain = tl.load(norm_weight_ptr + feature, mask=feature < FEATURES, other=0).to(tl.float32)
-        bias = tl.load(norm_bias_ptr + feature, mask=feature < FEATURES, other=0).to(tl.float32)
-        tile = tl.load(output_row[:, None] + feature[None, :], mask=mask, other=0).to(tl.float32)
-        tile = (tile - mean[:, None]) * inverse[:, None] * gain[None, :] + bias[None, :]
-        tl.store(output_row[:, None] + feature[None, :], tile.to(dtype), mask=mask)
+    row = tl.program_id(0)
+    frame, token = row // tokens, row % tokens
+    feature = tl.arange(0, BLOCK_FEATURES)
+    mask = feature < FEATURES
+    values = tl.load(position_embedding_ptr + token * FEATURES + feature, mask=mask, other=0).to(tl.float32)
+    if token == 0:
+        values += tl.load(class_embedding_ptr + feature, mask=mask, other=0).to(tl.float32)
+    else:
+        patch = frame.to(tl.int64) * (tokens - 1) + token - 1
+        product = tl.load(product_ptr + patch * FEATURES + feature, mask=mask, other=0).to(tl.float32)
+        values += product / MAGNIFIED + tl.load(bias_ptr + feature, mask=mask, other=0)
+    mean = tl.sum(values, 0) / FEATURES
+    distance = tl.where(mask, values - mean, 0)
+    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
+    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
+    shift = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
+    values = distance * inverse * gain + shift
+    output = output_ptr + row.to(tl.int64) * FEATURES + feature
+    tl.store(output, values.to(output_ptr.dtype.element_ty), mask=mask)

@@ -133,7 +133,7 @@ def test_kernels_fit_every_chip():
 
 def test_a_kernel_that_spills_is_noticed():
     case = next(case for case in kernel_resources.cases() if case.chip == 90 and case.multiplies)
-    too_large = case._replace(constants={**case.constants, "BLOCK_FEATURES": 256})
+    too_large = case._replace(constants={**case.constants, "BLOCK_ROWS": 128})
     assert kernel_resources.measure(too_large).faults == ("spills",)
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the kernels: no race, graphs, streams, offsets beyond 2**31, every block size in full."""
+"""What only a GPU can show of the kernels: no race, graphs, streams, offsets beyond 2**31, full sizes."""
 
 import pytest
 import torch
@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from triton import knobs
 
 from helpers.tensors import MEAN, STD, TOLERANCE, embedding_weights, normal, random_frames
-from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
 from vllm_videollava.kernels import reference
-from vllm_videollava.kernels.frame_patch_embed import BLOCKS, frame_patch_embed
+from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
@@ -40,11 +39,9 @@ def assert_close(result: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(result.double(), expected.double(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("blocks", BLOCKS[torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("frames", [8, 17])
-def test_every_block_size_at_full_size(random, monkeypatch, frames, dtype, blocks):
-    monkeypatch.setattr(frame_patch_embed_file, "choose_blocks", lambda *_: blocks)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("frames", [1, 8, 17])
+def test_frame_patch_embed_at_full_size(random, frames, dtype):
     pixels, weights = full_size(random, frames, dtype)
     assert_close(frame_patch_embed(pixels, *weights, **OPTIONS), expected_embedding(pixels, weights))
 
@@ -64,10 +61,7 @@ def test_every_memory_layout_at_full_size(random, frames, layout):
     assert torch.equal(frame_patch_embed(strided, *weights, **OPTIONS), frame_patch_embed(pixels, *weights, **OPTIONS))
 
 
-@pytest.mark.parametrize("blocks", BLOCKS[torch.bfloat16], ids=str)
-def test_frame_patch_embed_gives_the_same_each_time(random, monkeypatch, blocks):
-    """The rows that a program writes and reads again are there when it reads them."""
-    monkeypatch.setattr(frame_patch_embed_file, "choose_blocks", lambda *_: blocks)
+def test_frame_patch_embed_gives_the_same_each_time(random):
     pixels, weights = full_size(random, 24, torch.bfloat16)
     first = frame_patch_embed(pixels, *weights, **OPTIONS)
     assert all(torch.equal(frame_patch_embed(pixels, *weights, **OPTIONS), first) for _ in range(TIMES))
@@ -125,20 +119,21 @@ def test_another_stream_waits_for_nothing_of_the_first(random):
     assert torch.equal(result, expected)
 
 
-def test_more_than_two_to_the_31_elements(random, monkeypatch):
+def test_more_than_two_to_the_31_elements(random):
     """8,200 frames of 257 x 1,024 features; the input is one frame, seen again and again."""
-    # One frame would get smaller blocks, which add up in another order.
-    monkeypatch.setattr(frame_patch_embed_file, "choose_blocks", lambda *_: BLOCKS[torch.bfloat16][0])
     pixels, weights = full_size(random, 1, torch.bfloat16)
     many = pixels.expand(8200, -1, -1, -1)
     result = frame_patch_embed(many, *weights, **OPTIONS)
     assert result.numel() > 2**31
-    expected = frame_patch_embed(pixels, *weights, **OPTIONS)[0]
-    assert all(torch.equal(result[index], expected) for index in (0, 4095, 8154, 8160, 8199))
+    assert_close(result[:1], expected_embedding(pixels, weights))
+    # cuBLAS may add up in another order at the edges of its tiles.
+    for index in (4095, 8154, 8160, 8199):
+        assert_close(result[index], result[0])
     embedding = normal(random, 1, 8, 1024, dtype=torch.bfloat16)
     over_time = attend(result, embedding)
-    assert torch.equal(over_time[-8:], over_time[:8])
-    assert torch.equal(over_time[8152:8160], over_time[:8])
+    for start in (4096, 8152, 8192):
+        again = attend(result[start : start + 8].clone(), embedding)
+        assert torch.equal(over_time[start : start + 8], again)
 
 
 def test_what_is_not_a_number_stays_in_its_clip(random):

@@ -24,8 +24,7 @@ from helpers.tensors import (
     random_frames,
 )
 from vllm_videollava.kernels import dispatch, reference
-from vllm_videollava.kernels import frame_patch_embed as frame_patch_embed_file
-from vllm_videollava.kernels.frame_patch_embed import BLOCKS, choose_blocks, frame_patch_embed
+from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
@@ -61,16 +60,6 @@ def check_embedding(frames: torch.Tensor, weights: tuple[torch.Tensor, ...], dty
 def test_frame_patch_embed(random, frames, size, features, dtype):
     weights = embedding_weights(random, features, 1 + (size // 14) ** 2, dtype)
     check_embedding(random_frames(random, frames, size, size), weights, dtype)
-
-
-EVERY_BLOCKS = [(dtype, blocks) for dtype in BLOCKS for blocks in BLOCKS[dtype]]
-
-
-@pytest.mark.parametrize(("dtype", "blocks"), EVERY_BLOCKS, ids=str)
-@pytest.mark.parametrize("features", [64, 300])
-def test_frame_patch_embed_with_all_blocks(random, monkeypatch, dtype, blocks, features):
-    monkeypatch.setattr(frame_patch_embed_file, "choose_blocks", lambda *_: blocks)
-    check_embedding(random_frames(random, 5, 84, 56), embedding_weights(random, features, 25, dtype), dtype)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +99,6 @@ def test_frame_patch_embed_of_rows_with_a_large_mean(random):
     inputs = random_frames(random, 2, 28, 28), weight, class_embedding, positions + 100, *norm
     expected = reference.frame_patch_embed(inputs[0], *(x.double() for x in inputs[1:]), **options)
     torch.testing.assert_close(frame_patch_embed(*inputs, **options).double(), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_blocks_give_every_multiprocessor_a_program():
-    rows = [choose_blocks(frames * 257, torch.bfloat16, 132).rows for frames in (1, 8, 17, 64, 256, 4096)]
-    assert rows == [16, 16, 32, 64, 128, 128]
 
 
 @DTYPES
