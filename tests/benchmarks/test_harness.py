@@ -98,12 +98,15 @@ def test_the_readmes_table_of_kernels():
             assert cell == f"{plain / ours:.1f}, {ours / kernel_time(case, 'floor'):.1f}"
 
 
-def test_the_readmes_share_of_the_other_patch_embedding():
-    shares = [
-        round(100 * kernel_time(case, "unfold 1024/4, cuBLAS, norm") / kernel_time(case, "this package"))
-        for case in (f"frame_patch_embed, {frames} frames" for frames in (8, 24, 56, 256))
+def test_the_readmes_multiples_of_the_product():
+    cases = [f"{{}}, {frames} frames" for frames in (8, 24, 56, 256)]
+    multiples = [
+        kernel_time(case.format("frame_patch_embed"), "this package")
+        / kernel_time(case.format("cuBLAS product"), "this package")
+        for case in cases
     ]
-    assert [int(share) for share in re.findall(r"(\d+) %", README.partition("normalises; it takes")[2])[:4]] == shares
+    text = README.partition("is missed: it takes")[2].partition("times as long")[0]
+    assert re.findall(r"[\d.]+", text) == [f"{multiple:.1f}" for multiple in multiples]
 
 
 def test_the_readmes_table_of_the_whole_model():
