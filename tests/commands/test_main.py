@@ -202,7 +202,7 @@ def test_a_plugin_that_is_not_installed_is_named(run, monkeypatch, capsys):
     from vllm import ModelRegistry
 
     monkeypatch.setattr(type(ModelRegistry), "get_supported_archs", lambda self: set())
-    sentence = "vLLM does not find the plugin; install this package into the environment that vLLM is in."
+    sentence = "vLLM does not find the plugin; install this package into vLLM's Python environment."
     assert run("serve", "tiny") == sentence
     assert run("check") == 1
     assert f"plugin   NOT LOADED: {sentence}" in capsys.readouterr().out

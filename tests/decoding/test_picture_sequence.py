@@ -83,19 +83,23 @@ def test_what_is_not_a_picture_is_named_with_its_place(bad, sentence):
 
 
 def test_limits():
-    with pytest.raises(MediaError, match=r"^The video has 20 frames or more; VIDEO_LLAVA_MAX_FRAMES is 19\.$"):
+    with pytest.raises(
+        MediaError, match=r"^The video has at least 20 frames; the limit is 19 \(VIDEO_LLAVA_MAX_FRAMES\)\.$"
+    ):
         decode(*PICTURES, max_frames=19)
     assert len(decode(*PICTURES, max_frames=20)) == 8
-    with pytest.raises(MediaError, match=r"frames of 64x48 = 3072 pixels; VIDEO_LLAVA_MAX_FRAME_PIXELS is 3071\.$"):
+    with pytest.raises(
+        MediaError, match=r"frames of 64x48 = 3072 pixels; the limit is 3071 \(VIDEO_LLAVA_MAX_FRAME_PIXELS\)\.$"
+    ):
         decode(*PICTURES, max_frame_pixels=3071)
-    with pytest.raises(MediaError, match=r"64x48 = 3072 pixels; VLLM_MAX_IMAGE_PIXELS is 3071\.$"):
+    with pytest.raises(MediaError, match=r"64x48 = 3072 pixels; the limit is 3071 \(VLLM_MAX_IMAGE_PIXELS\)\.$"):
         decode(*PICTURES, max_pixels=3071)
 
 
 def test_many_commas_cost_neither_time_nor_memory():
     commas = bytearray(b",") * 50_000_000
     start = time.process_time()
-    with pytest.raises(MediaError, match=r"^The video has 50000001 frames or more"):
+    with pytest.raises(MediaError, match=r"^The video has at least 50000001 frames"):
         decode(bytes(commas))
     assert time.process_time() - start < 2
 

@@ -73,9 +73,11 @@ OTHER_FORMAT = "try another format, for example H.264 in MP4."
 HARM = {
     "crash": f"The video (3 bytes) cannot be decoded, because its decoder crashed; {OTHER_FORMAT}",
     "leave": f"The video (3 bytes) cannot be decoded, because its decoder crashed; {OTHER_FORMAT}",
-    "hang_in_c": "The video (3 bytes) takes too long to decode; VIDEO_LLAVA_DECODE_SECONDS is 1.",
-    "stop": "The video (3 bytes) takes too long to decode; VIDEO_LLAVA_DECODE_SECONDS is 1.",
-    "take_memory": "The video (3 bytes) takes too much memory to decode; VIDEO_LLAVA_DECODE_MEMORY_MB is 512.",
+    "hang_in_c": "The video (3 bytes) takes too long to decode; the limit is 1 (VIDEO_LLAVA_DECODE_SECONDS).",
+    "stop": "The video (3 bytes) takes too long to decode; the limit is 1 (VIDEO_LLAVA_DECODE_SECONDS).",
+    "take_memory": (
+        "The video (3 bytes) takes too much memory to decode; the limit is 512 (VIDEO_LLAVA_DECODE_MEMORY_MB)."
+    ),
     "refuse": "The video is dull.",
     "fail": f"The video (3 bytes) cannot be decoded; {OTHER_FORMAT}",
 }
@@ -269,7 +271,7 @@ def test_time_is_what_a_decoder_works(make_pool):
     pool = make_pool(decode_workers=1, decode_seconds=1)
     assert len(work_for(pool, 2).result()) == 8
     start = time.monotonic()
-    with pytest.raises(MediaError, match="takes too long to decode; VIDEO_LLAVA_DECODE_SECONDS is 1"):
+    with pytest.raises(MediaError, match="takes too long to decode; the limit is 1 "):
         run(pool, "work_hard")
     assert time.monotonic() - start < 5.5
 

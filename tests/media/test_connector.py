@@ -73,7 +73,7 @@ def test_limit_of_bytes(connector, kind, tmp_path, monkeypatch):
         assert fetch(connector, kind, url).size
     monkeypatch.setenv("VIDEO_LLAVA_MAX_MEDIA_MB", "1")
     read_settings.cache_clear()
-    sentence = f"The {kind} has {num_bytes} bytes; VIDEO_LLAVA_MAX_MEDIA_MB is 1, which allows 1048576."
+    sentence = f"The {kind} has {num_bytes} bytes; the limit is 1048576 bytes (VIDEO_LLAVA_MAX_MEDIA_MB)."
     for url in urls:
         with pytest.raises(MediaError, match=f"^{re.escape(sentence)}$"):
             fetch(connector, kind, url)
@@ -88,7 +88,7 @@ def test_the_limit_is_that_of_the_bytes_however_they_are_written(connector, monk
     expected = fetch(connector, "image", data_url(GOOD["image"], "image/png"))
     for text in (lines, quoted):
         assert np.array_equal(fetch(connector, "image", f"data:image/png;base64,{text}"), expected)
-    sentence = r"^The base64 of the image has 5242881 characters; VIDEO_LLAVA_MAX_MEDIA_MB is 1, which allows 1048576 "
+    sentence = r"^The base64 of the image has 5242881 characters; the limit is 1048576 bytes "
     with pytest.raises(MediaError, match=sentence):
         fetch(connector, "image", f"data:image/png;base64,{'A' * ((5 << 20) + 1)}")
 
@@ -117,7 +117,9 @@ def test_limits_of_bytes_that_are_fetched(connector, tmp_path, monkeypatch):
 
 def test_an_image_with_too_many_pixels(connector, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_IMAGE_PIXELS", "1999")
-    with pytest.raises(MediaError, match=r"^The image has 50x40 = 2000 pixels; VLLM_MAX_IMAGE_PIXELS is 1999\.$"):
+    with pytest.raises(
+        MediaError, match=r"^The image has 50x40 = 2000 pixels; the limit is 1999 \(VLLM_MAX_IMAGE_PIXELS\)\.$"
+    ):
         fetch(connector, "image", data_url(GOOD["image"], "image/png"))
 
 
@@ -155,7 +157,7 @@ def test_bad_urls(connector, kind, bad, tmp_path):
 @pytest.mark.parametrize("url", [5, None, {"url": "data:,"}, ["data:,"], True])
 def test_what_is_no_address(connector, kind, url):
     """vLLM's endpoint /inference/v1/generate passes on whatever a client puts there."""
-    sentence = "has no address" if url is None else "'s address is not a text"
+    sentence = "has no address" if url is None else "'s address must be a string"
     with pytest.raises(MediaError, match=rf"^The {kind} ?{sentence}\.$"):
         fetch(connector, kind, url)
 

@@ -66,12 +66,12 @@ def from_client(ours, data=None, name="pixel_values_images", field=None, called=
         (
             torch.zeros(8, 3, 56, 56, dtype=torch.uint8),
             "pixel_values_videos",
-            "An item of modality 'image' has something other than its pixels.",
+            "An item of modality 'image' must consist of its pixels and nothing else.",
         ),
         (
             torch.zeros(1, dtype=torch.int64),
             "address",
-            "An item of modality 'image' has something other than its pixels.",
+            "An item of modality 'image' must consist of its pixels and nothing else.",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def test_tensors_of_clients_are_put_together_as_the_models(renderer, ours, kind)
         "flat": MultiModalFlatField(slices=[slice(0, 3)]),
         "shared": MultiModalSharedField(batch_size=1),
     }[kind]
-    with refused("An item of modality 'image' has something other than its pixels."):
+    with refused("An item of modality 'image' must consist of its pixels and nothing else."):
         process(renderer, from_client(ours, field=field))
 
 
@@ -98,7 +98,7 @@ def test_an_item_without_pixels_is_refused(renderer, ours):
     from vllm.multimodal.inputs import MultiModalKwargsItems
 
     items = MultiModalKwargsItems({"image": [None]})
-    with refused("An item of modality 'image' has something other than its pixels."):
+    with refused("An item of modality 'image' must consist of its pixels and nothing else."):
         process(renderer, mm_input(ours["prompt_token_ids"], items, ours["mm_hashes"], ours["mm_placeholders"]))
 
 
@@ -138,7 +138,7 @@ def test_a_beam_search_may_hand_on_what_lies_in_shared_memory(renderer, monkeypa
 
 
 UNSENDABLE = {
-    "priority": (2**70, "The field priority has 1180591620717411303424; only whole numbers of 64 bits are supported."),
+    "priority": (2**70, "The field priority has 1180591620717411303424; whole numbers must fit into 64 bits."),
     "request_id": ("a\ud800", r"The field request_id has 'a\ud800', which is not valid Unicode."),
 }
 
@@ -161,9 +161,7 @@ def test_what_tools_add_is_checked_too(renderer, ours):
     from vllm.sampling_params import StructuredOutputsParams
 
     schema = StructuredOutputsParams(json={"title": 2**70})
-    with refused(
-        "The field structured_outputs has 1180591620717411303424; only whole numbers of 64 bits are supported."
-    ):
+    with refused("The field structured_outputs has 1180591620717411303424; whole numbers must fit into 64 bits."):
         process(renderer, ours, structured_outputs=schema)
 
 

@@ -42,7 +42,7 @@ TOO_LONG = {
         ({"video": 1}, 60),
         {"num_output_tokens": 2000},
         "The prompt has 2116 tokens: 1 video takes 2056 and text takes 60; "
-        "the limit is 4096 (max_model_len), of which max_tokens takes 2000.",
+        "the limit is 4096 (max_model_len), of which max_tokens reserves 2000 for the answer.",
     ),
 }
 

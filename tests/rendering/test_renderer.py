@@ -211,12 +211,12 @@ CUT = {
     "right": (
         [text("dog " * 30), IMAGE],
         {"truncate_prompt_tokens": 20, "truncation_side": "right"},
-        " is 20, which cuts images off the prompt; raise it or shorten the text.",
+        " is 20, which cuts images off the prompt; raise truncate_prompt_tokens or shorten the text.",
     ),
     "left, as vLLM sets by default": (
         [IMAGE, IMAGE, text("dog " * 30)],
         {"truncate_prompt_tokens": 10},
-        " is 10, which cuts images off the prompt; raise it or shorten the text.",
+        " is 10, which cuts images off the prompt; raise truncate_prompt_tokens or shorten the text.",
     ),
     "long text": (
         [text("dog " * 10_000), IMAGE],
@@ -226,7 +226,8 @@ CUT = {
     "into an image": (
         [IMAGE, text("a")],
         {"truncate_prompt_tokens": 25, "truncation_side": "left"},
-        " is 25, which cuts an image or a video off the prompt, or into one; an image takes 16 tokens, a video 136.",
+        " is 25, which removes or cuts through an image or a video of the prompt; "
+        "an image takes 16 tokens, a video 136.",
     ),
 }
 

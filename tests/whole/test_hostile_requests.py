@@ -69,16 +69,16 @@ def test_what_is_nested_as_usual_is_answered(server_url):
 
 
 UNSENDABLE = {
-    "top_k": (2**70, "The field top_k has 1180591620717411303424; only whole numbers of 64 bits are supported."),
+    "top_k": (2**70, "The field top_k has 1180591620717411303424; whole numbers must fit into 64 bits."),
     "vllm_xargs": (
         {"a": -(2**64)},
-        "The field vllm_xargs has -18446744073709551616; only whole numbers of 64 bits are supported.",
+        "The field vllm_xargs has -18446744073709551616; whole numbers must fit into 64 bits.",
     ),
     "stop": (["a", "\ud800"], r"The field stop has '\ud800', which is not valid Unicode."),
     "request_id": ("\udfff", r"The field request_id has '\udfff', which is not valid Unicode."),
     "chat_template_kwargs": (
         {"x": 2**70},
-        "The field chat_template_kwargs has 1180591620717411303424; only whole numbers of 64 bits are supported.",
+        "The field chat_template_kwargs has 1180591620717411303424; whole numbers must fit into 64 bits.",
     ),
     "kv_transfer_params": (
         {"a": [{"\ud800": 1}]},
@@ -94,7 +94,12 @@ def test_what_cannot_be_sent_to_the_engine_is_refused(server_url, field, value, 
 
 def test_no_field_hides_in_another(server_url):
     status, reply = chat(server_url, text("Hi"), vllm_xargs={"kv_transfer_params": "x"})
-    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which is a field of its own.")
+    assert_refused(
+        server_url,
+        status,
+        reply,
+        "vllm_xargs has 'kv_transfer_params', which belongs outside of it, as a field of its own.",
+    )
     status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
     assert status == 200, reply
 

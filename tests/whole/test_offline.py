@@ -90,7 +90,7 @@ def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
             ask(prompts, params, use_tqdm=False)
         assert str(tmp_path) not in str(error.value)
     # Whoever names a file that cannot be read is told which path that is.
-    sentence = f"Prompt 2: The video file cannot be read: No such file or directory: {str(gone)!r}."
+    sentence = f"Prompt 2: The video file {str(gone)!r} cannot be read: No such file or directory."
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         llm.generate([prompt(clip), prompt(gone)], params, use_tqdm=False)
     # Those that came before the bad ones are taken back.

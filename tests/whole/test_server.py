@@ -247,7 +247,10 @@ def test_other_interfaces_take_texts_with_placeholders(server_url):
 
 
 def test_truncation_that_cuts_media_off_is_refused(server_url):
-    sentence = "truncate_prompt_tokens is 9, which cuts images off the prompt; raise it or shorten the text."
+    sentence = (
+        "truncate_prompt_tokens is 9, which cuts images off the prompt; "
+        "raise truncate_prompt_tokens or shorten the text."
+    )
     status, reply = chat(server_url, PHOTO, text("What is this? " * 9), truncate_prompt_tokens=9)
     assert_refused(server_url, status, reply, sentence)
 

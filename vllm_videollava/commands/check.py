@@ -1,4 +1,4 @@
-"""`vllm-videollava check`: tell what is installed, and what a checkpoint resolves to."""
+"""`vllm-videollava check`: tell what is installed, and the format and sizes of a checkpoint."""
 
 import argparse
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from vllm_videollava.commands.models import resolve
 from vllm_videollava.commands.vllm import find_plugin_problem
 
-HELP = "show which versions, device and decoder are used, and what a checkpoint resolves to"
+HELP = "show which versions, device and decoder are used, and the format and sizes of a checkpoint"
 EXAMPLE = "vllm-videollava check tiny"
 HANDS_ON = False
 
@@ -54,7 +54,9 @@ def _check_model(model: str) -> bool:
         print(f"model    {model}: {error}")
         return False
     if not isinstance(config, VideoLlavaConfig):
-        print(f"model    {model}: {config.model_type} is not Video-LLaVA; vLLM serves it without this package")
+        print(
+            f"model    {model}: {config.model_type} is not Video-LLaVA; this package does not change how vLLM serves it"
+        )
         return False
     text, video = config.text_config, config.video_config
     print(f"model    {model}: {'original' if config.original_format else 'transformers'} format")

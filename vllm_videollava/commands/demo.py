@@ -32,11 +32,13 @@ FRAME_COLUMNS = 18
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, help="shape of the object (then the clip has only one)")
+    parser.add_argument("--shape", choices=SHAPES, help="shape of the object (the clip then has a single object)")
     parser.add_argument(
-        "--colour", "--color", choices=COLOURS, help="colour of the object (then the clip has only one)"
+        "--colour", "--color", choices=COLOURS, help="colour of the object (the clip then has a single object)"
     )
-    parser.add_argument("--moves", choices=DIRECTIONS, help="where the object moves (then the clip has only one)")
+    parser.add_argument(
+        "--moves", choices=DIRECTIONS, help="where the object moves to (the clip then has a single object)"
+    )
     parser.add_argument(
         "--seed", type=_seed, metavar="N", help="random seed; the same seed and options give the same clip"
     )

@@ -2,7 +2,6 @@
 
 from vllm_videollava import tiny_checkpoint
 
-DEFAULT_MODEL = "LanguageBind/Video-LLaVA-7B"
 TINY = "tiny"
 """Names the checkpoint that comes with the package."""
 

@@ -2,14 +2,15 @@
 
 import argparse
 
-from vllm_videollava.commands.models import DEFAULT_MODEL, TINY, resolve
+from vllm_videollava.commands.models import TINY, resolve
 from vllm_videollava.commands.vllm import run_vllm
 from vllm_videollava.compat import name_cpu_distribution
 
-HELP = "serve a model (with any flag of `vllm serve`; `tiny` is the bundled model)"
+HELP = "serve a model, by default Video-LLaVA-7B; takes any flag of `vllm serve`"
 EXAMPLE = "vllm-videollava serve tiny --port 8000"
 HANDS_ON = True
 PROG = "vllm-videollava serve"
+DEFAULT_MODEL = "LanguageBind/Video-LLaVA-7B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -44,4 +44,4 @@ def find_plugin_problem() -> str | None:
         return f"VLLM_PLUGINS is {','.join(envs.VLLM_PLUGINS)!r}; unset it, or add {PLUGIN} to it."
     load_general_plugins()
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
-        return "vLLM does not find the plugin; install this package into the environment that vLLM is in."
+        return "vLLM does not find the plugin; install this package into vLLM's Python environment."

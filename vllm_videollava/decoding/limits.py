@@ -40,7 +40,7 @@ def check_base64_size(kind: str, num_characters: int, settings: Settings) -> Non
         MediaError: it has too many characters.
     """
     if num_characters > _MOST_CHARACTERS_OF_BASE64 * max_file_bytes(settings):
-        raise MediaError(f"The base64 of the {kind} has {num_characters} characters; {_file_limit(settings)} bytes.")
+        raise MediaError(f"The base64 of the {kind} has {num_characters} characters; {_file_limit(settings)}.")
 
 
 def check_sides(medium: str, height: int, width: int) -> None:
@@ -52,7 +52,7 @@ def check_sides(medium: str, height: int, width: int) -> None:
     if max(height, width) > MAX_SIDE_RATIO * min(height, width):
         raise MediaError(
             f"{medium} of {width}x{height} pixels is too narrow; "
-            f"one side may be at most {MAX_SIDE_RATIO} times the other."
+            f"the longer side may be at most {MAX_SIDE_RATIO} times the shorter."
         )
 
 
@@ -65,7 +65,7 @@ def check_image_size(height: int, width: int, max_pixels: int) -> None:
     check_sides("The image", height, width)
     if 0 < max_pixels < width * height:
         what = f"{width}x{height} = {width * height} pixels"
-        raise MediaError(f"The image has {what}; {MAX_IMAGE_PIXELS} is {max_pixels}.")
+        raise MediaError(f"The image has {what}; the limit is {max_pixels} ({MAX_IMAGE_PIXELS}).")
 
 
 def check_frame_size(height: int, width: int, settings: Settings) -> None:
@@ -87,7 +87,7 @@ def check_frame_count(count: int, settings: Settings) -> None:
         MediaError: it has.
     """
     if count > settings.max_frames:
-        raise _beyond(f"The video has {count} frames or more", "max_frames", settings)
+        raise _beyond(f"The video has at least {count} frames", "max_frames", settings)
 
 
 def check_duration(seconds: float, settings: Settings) -> None:
@@ -97,7 +97,7 @@ def check_duration(seconds: float, settings: Settings) -> None:
         MediaError: it is.
     """
     if seconds > settings.max_video_seconds:
-        raise _beyond(f"The video lasts more than {math.ceil(seconds) - 1} s", "max_video_seconds", settings)
+        raise _beyond(f"The video lasts longer than {math.ceil(seconds) - 1} s", "max_video_seconds", settings)
 
 
 def takes_too_much_memory(medium: str, settings: Settings) -> MediaError:
@@ -109,8 +109,8 @@ def takes_too_long(medium: str, settings: Settings) -> MediaError:
 
 
 def _beyond(what: str, field: str, settings: Settings) -> MediaError:
-    return MediaError(f"{what}; {variable(field)} is {getattr(settings, field)}.")
+    return MediaError(f"{what}; the limit is {getattr(settings, field)} ({variable(field)}).")
 
 
 def _file_limit(settings: Settings) -> str:
-    return f"{variable('max_media_mb')} is {settings.max_media_mb}, which allows {max_file_bytes(settings)}"
+    return f"the limit is {max_file_bytes(settings)} bytes ({variable('max_media_mb')})"

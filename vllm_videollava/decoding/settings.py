@@ -14,11 +14,11 @@ class Settings:
 
     Attributes:
         decoder: what decodes videos, pyav or decord.
-        decode_workers: large videos that are decoded at the same time; 0 means one for each processor.
-        decode_seconds: seconds that decoding one image may take, or one video on all processors (8 at most).
+        decode_workers: videos of 1 MiB and more that are decoded at the same time; 0 means one for each processor.
+        decode_seconds: seconds of work for one image; a video may take as many on each of its processors (8 at most).
         decode_memory_mb: MiB of memory that decoding one image or video may take.
-        decoded_cache_mb: MiB of decoded videos that are kept for the next request; 0 means none.
-        max_media_mb: MiB of the largest file, base64 decoded.
+        decoded_cache_mb: MiB of decoded videos that are kept for later requests about them; 0 means none.
+        max_media_mb: MiB of the largest file; of base64, after decoding it.
         max_frame_pixels: pixels of the largest frame of a video.
         max_frames: frames of the longest video.
         max_video_seconds: duration of the longest video.

@@ -90,7 +90,7 @@ def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError 
 
 def _check_url(kind: str, url: object) -> None:
     if not isinstance(url, str):
-        raise MediaError(f"The {kind} has no address." if url is None else f"The {kind}'s address is not a text.")
+        raise MediaError(f"The {kind} has no address." if url is None else f"The {kind}'s address must be a string.")
     scheme = _scheme(url)
     if scheme not in ("http", "https", "data", "file"):
         raise MediaError(

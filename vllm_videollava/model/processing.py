@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
-from vllm_videollava.media.parser import VideoLlavaDataParser
+from vllm_videollava.media.python_media import VideoLlavaDataParser
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS
 from vllm_videollava.text.unicode import check_text

@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.errors import shorten
-from vllm_videollava.rendering.values import check_value
+from vllm_videollava.rendering.request_values import check_value
 from vllm_videollava.text.unicode import check_text
 
 INT32_MAX = 2**31 - 1
@@ -98,7 +98,9 @@ def _check_limits(params: SamplingParams, prompt_length: int) -> None:
 def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
     if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
         unknown = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise ValueError(f"The prompt has the token id {shorten(unknown)}; the model's go from 0 to {vocab_size - 1}.")
+        raise ValueError(
+            f"The prompt has the token id {shorten(unknown)}; the model's token ids are 0 to {vocab_size - 1}."
+        )
 
 
 def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
@@ -147,7 +149,7 @@ def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape:
     element = (item or {}).get(name)
     pixels = element.data if element else None
     if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
-        raise ValueError(f"An item of modality {modality!r} has something other than its pixels.")
+        raise ValueError(f"An item of modality {modality!r} must consist of its pixels and nothing else.")
     if pixels.dtype != torch.uint8 or pixels.shape != shape:
         raise ValueError(
             f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not torch.uint8 {list(shape)}."

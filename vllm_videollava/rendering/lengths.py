@@ -7,7 +7,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 
-from vllm_videollava.media.parser import count_media
+from vllm_videollava.media.python_media import count_media
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS, split_placeholders
 
@@ -47,8 +47,8 @@ class PromptLengths:
         except VLLMValidationError as error:
             image, video = (self._tokens_per_item[modality] for modality in ("image", "video"))
             raise ValueError(
-                f"truncate_prompt_tokens is {params.truncate_prompt_tokens}, which cuts an image or a video off the "
-                f"prompt, or into one; an image takes {image} tokens, a video {video}."
+                f"truncate_prompt_tokens is {params.truncate_prompt_tokens}, which removes or cuts through an image or "
+                f"a video of the prompt; an image takes {image} tokens, a video {video}."
             ) from error
 
     def _check(self, given, tokenized, params: TokenizeParams):
@@ -74,7 +74,7 @@ class PromptLengths:
                 before = split_placeholders(given["prompt"]).count(PLACEHOLDERS[modality])
             if before > token_ids.count(token_id):
                 # To vLLM, -1 means as many as fit.
-                remedy = "shorten the text" if limit < 0 else "raise it or shorten the text"
+                remedy = "shorten the text" if limit < 0 else "raise truncate_prompt_tokens or shorten the text"
                 raise ValueError(f"truncate_prompt_tokens is {limit}, which cuts {modality}s off the prompt; {remedy}.")
 
     def _explain(self, error: VLLMValidationError, given, params: TokenizeParams) -> None:
@@ -142,7 +142,11 @@ def check_length(
     total = sum(tokens.values()) + num_text_tokens
     if total + num_output_tokens <= max_model_len:
         return
-    answer = "answer included" if num_output_tokens == 1 else f"of which max_tokens takes {num_output_tokens}"
+    answer = (
+        "answer included"
+        if num_output_tokens == 1
+        else f"of which max_tokens reserves {num_output_tokens} for the answer"
+    )
     limit = f"the limit is {max_model_len} (max_model_len), {answer}."
     takes = [
         f"{counts[modality]} {modality}{'s take' if counts[modality] > 1 else ' takes'} {number}"

@@ -23,7 +23,7 @@ from vllm_videollava.rendering.engine_gate import check_engine_input, check_engi
 from vllm_videollava.rendering.lengths import PromptLengths, check_length
 from vllm_videollava.rendering.message_parts import check_messages, count_parts
 from vllm_videollava.rendering.refusals import logging_refusals, naming_part, naming_prompt
-from vllm_videollava.rendering.values import check_request
+from vllm_videollava.rendering.request_values import check_request
 from vllm_videollava.text.conversation import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.text.tokenizer import limit_token_ids

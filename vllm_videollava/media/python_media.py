@@ -102,13 +102,13 @@ def _read_file(kind: str, path: Path) -> MediaFile:
     """Read a file of the user, who may well be told its path if that cannot be done."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError(0, "Not a file")
+            raise OSError(0, "it is not a regular file")
         return MediaFileIO(kind).load_file(path)
     except MediaError as error:
         raise _about(path, error) from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
-        raise MediaError(f"The {kind} file cannot be read: {why}: {str(path)!r}.") from error
+        raise MediaError(f"The {kind} file {str(path)!r} cannot be read: {why}.") from error
 
 
 def _about(path: Path, error: MediaError) -> MediaError:
@@ -205,7 +205,7 @@ def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
 def _check_sizes(sizes: list[tuple[int, int]]) -> None:
     if len(different := sorted(set(sizes))) > 1:
         named = " and ".join(f"{width}x{height}" for width, height in different[:2])
-        raise ValueError(f"The frames of a video must all have one size; these have {named} pixels.")
+        raise ValueError(f"The frames of a video must all have the same size; these have {named} pixels.")
 
 
 def _to_rgb(image: Any, kind: str, background: Colour | None) -> np.ndarray:

@@ -18,7 +18,7 @@ from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import prepare_image, prepare_video
 from vllm_videollava.decoding.sampling import sample_indices
-from vllm_videollava.media.parser import VideoLlavaDataParser, count_media, to_frames, to_rgb
+from vllm_videollava.media.python_media import VideoLlavaDataParser, count_media, to_frames, to_rgb
 
 SIZE = 64
 
@@ -318,20 +318,20 @@ def test_paths_that_cannot_be_read(parse, tmp_path, monkeypatch):
     Path("loop").symlink_to("loop")
     os.mkfifo("pipe")
     refused = {
-        "clip.mp4": "The video file cannot be read: No such file or directory: 'clip.mp4'.",
-        "~/clip.mp4": "The video file cannot be read: No such file or directory: '~/clip.mp4'.",
-        "folder": "The video file cannot be read: Not a file: 'folder'.",
-        "pipe": "The video file cannot be read: Not a file: 'pipe'.",
+        "clip.mp4": "The video file 'clip.mp4' cannot be read: No such file or directory.",
+        "~/clip.mp4": "The video file '~/clip.mp4' cannot be read: No such file or directory.",
+        "folder": "The video file 'folder' cannot be read: it is not a regular file.",
+        "pipe": "The video file 'pipe' cannot be read: it is not a regular file.",
         "empty.mp4": "The video is empty.",
-        "loop": "The video file cannot be read: Too many levels of symbolic links: 'loop'.",
-        "a\0b": "The video file cannot be read: embedded null byte: 'a\\x00b'.",
-        os.fsdecode(b"\xe9"): "The video file cannot be read: No such file or directory: '\\udce9'.",
+        "loop": "The video file 'loop' cannot be read: Too many levels of symbolic links.",
+        "a\0b": "The video file 'a\\x00b' cannot be read: embedded null byte.",
+        os.fsdecode(b"\xe9"): "The video file '\\udce9' cannot be read: No such file or directory.",
     }
     for name, sentence in refused.items():
         with pytest.raises(MediaError) as caught:
             parse("video", Path(name))
         assert str(caught.value) == sentence
-    with pytest.raises(MediaError, match=r"^Video 2: The video file cannot be read: No such file or directory: 'b'\.$"):
+    with pytest.raises(MediaError, match=r"^Video 2: The video file 'b' cannot be read: No such file or directory\.$"):
         parse("video", [RGB, Path("b")])
 
     def refuse(path):
@@ -339,7 +339,7 @@ def test_paths_that_cannot_be_read(parse, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
     Path("closed.png").write_bytes(b"x")
-    with pytest.raises(MediaError, match=r"^The image file cannot be read: Permission denied: 'closed\.png'\.$"):
+    with pytest.raises(MediaError, match=r"^The image file 'closed\.png' cannot be read: Permission denied\.$"):
         parse("image", Path("closed.png"))
 
 
@@ -348,7 +348,7 @@ REFUSED = {
     "number": ("image", 7, "^An image was given as int; supported are a PIL image, an array or tensor, and a pathlib"),
     "string": ("image", "/etc/passwd", "An image was given as str"),
     "string for a video": ("video", "/etc/passwd", "A video was given as str"),
-    "narrow image": ("image", Image.new("RGB", (1, 6000)), "of 1x6000 pixels is too narrow; one side"),
+    "narrow image": ("image", Image.new("RGB", (1, 6000)), "of 1x6000 pixels is too narrow; the longer side"),
     "narrow video": ("video", np.zeros((8, 1, 6000, 3), np.uint8), "of 6000x1 pixels is too narrow"),
     "no frames": ("video", np.zeros((0, 8, 8, 3), np.uint8), r"A video array has shape \(0, 8, 8, 3\)"),
     "one picture": ("video", np.zeros((8, 8, 3), np.uint8), r"A video array has shape \(8, 8, 3\)"),
@@ -418,9 +418,9 @@ REFUSED = {
     "depth of frames that differ": (
         "video",
         [[Image.new("F", (8, 8)), Image.new("F", (9, 8))]],
-        "all have one size; these have 8x8 and 9x8 pixels",
+        "all have the same size; these have 8x8 and 9x8 pixels",
     ),
-    "frames that differ": ("video", [[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]], "all have one size"),
+    "frames that differ": ("video", [[Image.new("RGB", (8, 8)), Image.new("RGB", (9, 8))]], "all have the same size"),
 }
 
 

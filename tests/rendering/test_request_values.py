@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 from vllm.sampling_params import StructuredOutputsParams
 
-from vllm_videollava.rendering.values import check_request
+from vllm_videollava.rendering.request_values import check_request
 from vllm_videollava.text.unicode import check_text
 
 
@@ -32,11 +32,11 @@ BAD = {
     "both": ({"a": [nested(99, dict)]}, DEEP),
     "within a model": (Request(option=nested(100)), DEEP),
     "within a dataclass": (StructuredOutputsParams(json=nested(100, dict)), DEEP),
-    "large": (2**64, "The field option has 18446744073709551616; only whole numbers of 64 bits are supported."),
-    "very large": (10**5000, "The field option has a very large number; only whole numbers of 64 bits are supported."),
+    "large": (2**64, "The field option has 18446744073709551616; whole numbers must fit into 64 bits."),
+    "very large": (10**5000, "The field option has a very large number; whole numbers must fit into 64 bits."),
     "small": (
         [{"a": -(2**63) - 1}],
-        "The field option has -9223372036854775809; only whole numbers of 64 bits are supported.",
+        "The field option has -9223372036854775809; whole numbers must fit into 64 bits.",
     ),
     "half a character": ("a\ud800", rf"The field option has 'a\ud800', {UNICODE}"),
     "a key": ({"a": {"\udc00": 1}}, rf"The field option has '\udc00', {UNICODE}"),
@@ -76,7 +76,9 @@ def test_no_field_hides_in_another(name):
 
     for fine in (None, {}, {"a": "kv_transfer_params"}):
         check_request(WithExtras(vllm_xargs=fine))
-    with pytest.raises(ValueError, match=rf"^The field vllm_xargs has '{name}', which is a field of its own\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^The field vllm_xargs has '{name}', which belongs outside of it, as a field of its own\.$"
+    ):
         check_request(WithExtras(vllm_xargs={"a": 1, name: "x"}))
     # As vLLM leaves the request once it has made parameters of it.
     own = {"a": 1}

@@ -35,7 +35,7 @@ def check_request(request: BaseModel) -> None:
     extras = getattr(request, "vllm_xargs", None) or {}
     for name in _TRANSFERS & extras.keys():
         if extras[name] is not getattr(request, name, None):
-            raise ValueError(f"The field vllm_xargs has {name!r}, which is a field of its own.")
+            raise ValueError(f"The field vllm_xargs has {name!r}, which belongs outside of it, as a field of its own.")
     for name, value in vars(request).items():
         check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
 
@@ -62,7 +62,7 @@ def _check_leaves(subject: str, values: list[Any]) -> None:
         if isinstance(value, str):
             check_text(subject, value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise ValueError(f"{subject} has {shorten(value)}; only whole numbers of 64 bits are supported.")
+            raise ValueError(f"{subject} has {shorten(value)}; whole numbers must fit into 64 bits.")
 
 
 def _children(node: Any) -> Iterator[Any]:
