@@ -155,7 +155,7 @@ def test_bad_urls(connector, kind, bad, tmp_path):
 @pytest.mark.parametrize("url", [5, None, {"url": "data:,"}, ["data:,"], True])
 def test_what_is_no_address(connector, kind, url):
     """vLLM's endpoint /inference/v1/generate passes on whatever a client puts there."""
-    sentence = "has no address" if url is None else "'s address is not a text"
+    sentence = "has no address" if url is None else "'s address is not a string"
     with pytest.raises(MediaError, match=rf"^The {kind} ?{sentence}\.$"):
         fetch(connector, kind, url)
 

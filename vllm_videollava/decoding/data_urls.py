@@ -92,7 +92,7 @@ def _find_fault(text: str, digits: bytearray) -> str:
         return f"{place} is {other!r}"
     if b"=" in digits:
         return "it has padding (=) before its end"
-    return f"its length without white space and padding is {len(digits)}, which no data has; it may be cut off"
+    return f"its length without white space and padding is {len(digits)}, which is invalid; it may be cut off"
 
 
 def _digits(text: str) -> bytearray:

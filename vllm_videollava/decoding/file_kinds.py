@@ -64,7 +64,7 @@ def _group(instead: str, names: dict[str, bytes], *media: str) -> list[tuple[Fil
 
 _SIGNATURES = [
     *_group(
-        "this model takes no sound",
+        "this model does not take audio",
         {
             "audio (WAV)": rb"(RIFF|RF64)....WAVE",
             "audio (MP3)": rb"ID3[\x02-\x04]|(\xff[\xe2-\xe7\xf2-\xf7\xfa\xfb]).{20,}?\1",

@@ -419,7 +419,7 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
         return takes_too_long(medium, settings)
     if exit_code == -signal.SIGKILL:
         return DecoderUnavailableError(
-            f"{medium} was not decoded: the system ended its decoder, perhaps for want of memory. Try again later."
+            f"{medium} was not decoded: the system ended its decoder, perhaps because memory ran out. Try again later."
         )
     if outcome == Outcome.FAILED:
         return MediaError(f"{medium} cannot be decoded; {OTHER_FORMAT[job.kind]}.", detail=_one_line(str(result)))
