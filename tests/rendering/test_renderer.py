@@ -226,7 +226,7 @@ CUT = {
     "into an image": (
         [IMAGE, text("a")],
         {"truncate_prompt_tokens": 25, "truncation_side": "left"},
-        " is 25, which cuts an image or a video off the prompt, or into one; an image takes 16 tokens, a video 136.",
+        " is 25, which cuts off an image or a video, or part of one; an image takes 16 tokens, a video 136.",
     ),
 }
 

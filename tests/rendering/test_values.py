@@ -76,7 +76,7 @@ def test_no_field_hides_in_another(name):
 
     for fine in (None, {}, {"a": "kv_transfer_params"}):
         check_request(WithExtras(vllm_xargs=fine))
-    with pytest.raises(ValueError, match=rf"^The field vllm_xargs has '{name}', which is a field of its own\.$"):
+    with pytest.raises(ValueError, match=rf"^The field vllm_xargs has '{name}', which must be a field of its own\.$"):
         check_request(WithExtras(vllm_xargs={"a": 1, name: "x"}))
     # As vLLM leaves the request once it has made parameters of it.
     own = {"a": 1}

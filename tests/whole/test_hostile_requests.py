@@ -94,7 +94,7 @@ def test_what_cannot_be_sent_to_the_engine_is_refused(server_url, field, value, 
 
 def test_no_field_hides_in_another(server_url):
     status, reply = chat(server_url, text("Hi"), vllm_xargs={"kv_transfer_params": "x"})
-    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which is a field of its own.")
+    assert_refused(server_url, status, reply, "vllm_xargs has 'kv_transfer_params', which must be a field of its own.")
     status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
     assert status == 200, reply
 
