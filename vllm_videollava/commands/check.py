@@ -1,4 +1,4 @@
-"""`vllm-videollava check`: tell what is installed, and what a checkpoint resolves to."""
+"""`vllm-videollava check`: show the installed versions, and describe a checkpoint."""
 
 import argparse
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from vllm_videollava.commands.models import resolve
 from vllm_videollava.commands.vllm import find_plugin_problem
 
-HELP = "show which versions, device and decoder are used, and what a checkpoint resolves to"
+HELP = "show the versions, device and decoder in use, and describe a checkpoint"
 EXAMPLE = "vllm-videollava check tiny"
 HANDS_ON = False
 
