@@ -56,7 +56,7 @@ def encode_frames(frames: np.ndarray, file: str | PathLike | BinaryIO, fps: int,
 
 
 def coverage(thing: Thing, time: float, x: np.ndarray, y: np.ndarray, softness: float) -> np.ndarray:
-    """Return the share of each point `(x, y)` that an object covers, 0 to 1, with edges `softness` wide."""
+    """Return how far an object covers each point `(x, y)`, from 0 to 1, with edges `softness` wide."""
     centre_x, centre_y = thing.centre(time)
     return np.clip(0.5 - _distance(thing, x - centre_x, y - centre_y) / softness, 0, 1)
 
