@@ -1,11 +1,11 @@
-"""Ask one question about every clip in a folder, and write a line of JSON for each.
+"""Ask one question about every clip in a folder, and write one line of JSON for each clip.
 
     python examples/offline_batch.py FOLDER OUT.jsonl --question "What happens in this clip?"
 
 A line is {"clip": path within FOLDER, "answer": text}, or {"clip": ..., "error":
-sentence} for a clip that cannot be decoded. Interrupt it when you like (while
-the engine starts, Ctrl-C waits for that): the same command goes on with the
-clips that OUT.jsonl does not have yet.
+sentence} for a clip that cannot be decoded. You may interrupt it at any time:
+run the same command again, and it continues with the clips that OUT.jsonl does
+not have yet. While the engine starts, Ctrl-C takes effect only after the start.
 """
 
 import argparse
@@ -37,12 +37,12 @@ def main() -> None:
             answer_all(left, args)
     except KeyboardInterrupt:
         num_done = len(read_done(args.out) & set(clips))
-        sys.exit(f"\nInterrupted: {num_done} of {len(clips)} clips are done; the same command does the rest.")
+        sys.exit(f"\nInterrupted: {num_done} of {len(clips)} clips are done; run the same command again for the rest.")
     print(f"All {len(clips)} clips are done, see {args.out}.")
 
 
 def find_clips(folder: Path) -> list[str]:
-    """Return the clips in a folder and the folders below, as paths relative to it."""
+    """Return the clips in a folder and its subfolders, as paths relative to the folder."""
     if not folder.is_dir():
         sys.exit(f"{folder} is not a folder.")
     paths = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -50,7 +50,7 @@ def find_clips(folder: Path) -> list[str]:
 
 
 def read_done(out: Path) -> set[str]:
-    """Return the clips that `out` has lines for; a last line without its end is cut off."""
+    """Return the clips that `out` has lines for, and remove an incomplete last line from it."""
     content = out.read_bytes() if out.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     try:
@@ -64,7 +64,7 @@ def read_done(out: Path) -> set[str]:
 
 
 def answer_all(clips: list[str], args: argparse.Namespace) -> None:
-    # Imported only if there is something to do, because it takes seconds.
+    # Imported here, because the import takes seconds and there may be nothing to do.
     from vllm import LLM, SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
@@ -90,11 +90,11 @@ def answer_all(clips: list[str], args: argparse.Namespace) -> None:
 
 @contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Put Ctrl-C off until the block ends, and keep it from processes that are started in the block.
+    """Delay Ctrl-C until the block ends, and make processes that are started in the block ignore it.
 
-    A terminal sends it to all of them, and the engine's would die in the middle of their work.
+    A terminal sends Ctrl-C to all processes, and the engine's would die in the middle of their work.
     """
-    # Otherwise it would start inside the block and let interrupts through again.
+    # Started before the block; inside it, the tracker would let interrupts through again.
     resource_tracker.ensure_running()
     held = []
     handler = signal.signal(signal.SIGINT, lambda *_: held.append(True))
@@ -111,10 +111,10 @@ def hold_interrupts() -> Iterator[None]:
 def ask(
     llm: "LLM", paths: list[Path], question: str, params: "SamplingParams"
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """Yield what is wrong with each clip that cannot be decoded, then the answers about the others."""
+    """Yield the errors of the clips that cannot be decoded, then the answers about the others."""
     asked = []
     for path in paths:
-        # Added one by one, so that an error is about one clip; the engine still answers them together.
+        # Clips are added one by one, so that an error is about one clip; the engine still answers them together.
         try:
             llm.enqueue_chat(message(path, question), params, use_tqdm=False)
         except (ValueError, OSError) as error:
@@ -137,10 +137,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", type=Path, metavar="OUT.jsonl")
     parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder or Hugging Face repository")
     parser.add_argument("--question", default="What happens in this clip?")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer, in tokens")
-    parser.add_argument("--dtype", default="auto", help="of weights and activations, such as float32")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and answer, in tokens")
-    parser.add_argument("--enforce-eager", action="store_true", help="start faster, answer slower")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
+    parser.add_argument("--dtype", default="auto", help="type of weights and activations, such as float32")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="maximum tokens of prompt and answer")
+    parser.add_argument("--enforce-eager", action="store_true", help="start faster but answer more slowly")
     return parser.parse_args()
 
 

@@ -1,9 +1,9 @@
-"""Ask about a clip, a picture and both together, with vLLM's `LLM.chat` and with `LLM.generate`.
+"""Ask about a clip, about a picture and about both together, with vLLM's `LLM.chat` and with `LLM.generate`.
 
     python examples/offline_video.py --video clip.mp4 --image picture.jpg --question "What happens here?"
 
 Without --video or --image, a small clip or picture is drawn.
-With VLLM_LOGGING_LEVEL=ERROR in the environment, vLLM says less in between.
+With VLLM_LOGGING_LEVEL=ERROR in the environment, vLLM prints less in between.
 """
 
 import argparse
@@ -46,14 +46,14 @@ def main() -> None:
 
 
 def chat(llm: LLM, media: dict[str, Path], question: str) -> str:
-    """Ask with messages, as they are sent to a server; vLLM makes the prompt from them."""
+    """Ask with messages like those for a server; vLLM makes the prompt from them."""
     parts = [{"type": f"{kind}_url", f"{kind}_url": {"url": path.resolve().as_uri()}} for kind, path in media.items()]
     messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
     return llm.chat(messages, GREEDY, use_tqdm=False)[0].outputs[0].text
 
 
 def generate(llm: LLM, media: dict[str, Path], question: str) -> str:
-    """Ask with a prompt of one's own, in which placeholders say where the media go."""
+    """Ask with a prompt of your own, in which placeholders mark where the media go."""
     placeholders = "".join(f"<{kind}>" for kind in media)
     prompt = PROMPT.format(placeholders=placeholders, question=question)
     outputs = llm.generate({"prompt": prompt, "multi_modal_data": media}, GREEDY, use_tqdm=False)
@@ -70,9 +70,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--video", type=Path, metavar="FILE")
     parser.add_argument("--image", type=Path, metavar="FILE")
     parser.add_argument("--question", default="What do you see?")
-    parser.add_argument("--dtype", default="auto", help="of weights and activations, such as float32")
-    parser.add_argument("--max-model-len", type=int, metavar="N", help="longest prompt and answer, in tokens")
-    parser.add_argument("--enforce-eager", action="store_true", help="start faster, answer slower")
+    parser.add_argument("--dtype", default="auto", help="type of weights and activations, such as float32")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="maximum tokens of prompt and answer")
+    parser.add_argument("--enforce-eager", action="store_true", help="start faster but answer more slowly")
     return parser.parse_args()
 
 

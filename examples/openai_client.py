@@ -1,10 +1,10 @@
-"""Ask a running server about a clip or a picture with the package `openai`, and show the answer as it comes.
+"""Ask a running server about a clip or a picture with the package `openai`, and print the answer as it arrives.
 
     vllm-videollava serve LanguageBind/Video-LLaVA-7B
     python examples/openai_client.py --video clip.mp4 --question "What happens here?"
 
-Without --video and --image, a small clip is drawn (which takes the package
-vllm_videollava). The file itself is sent, so the server may be on another machine.
+Without --video and --image, a small clip is drawn, which needs the package
+vllm_videollava. The file itself is sent, so the server may be on another machine.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from openai import OpenAI
 
-# The server recognises the format by the content.
+# These need not be exact: the server recognises the format by the content.
 MIME_TYPES = {"video": "video/mp4", "image": "image/jpeg"}
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         content = [draw_part()]
     content.append({"type": "text", "text": args.question})
 
-    # The package requires a key; a vLLM server checks it only if told to.
+    # The package `openai` requires a key; a vLLM server checks it only if told to.
     client = OpenAI(base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY", "none"))
     stream = client.chat.completions.create(
         model=client.models.list().data[0].id,

@@ -1,4 +1,4 @@
-"""Glue between PyTorch and Triton: which tensors kernels take, the type they multiply, operators."""
+"""Connects PyTorch and Triton: tells which tensors kernels take and which type they multiply, and makes operators."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,26 +12,27 @@ INTERPRETED = knobs.runtime.interpret
 
 
 def takes(tensor: torch.Tensor) -> bool:
-    """Whether Triton can take a tensor: on a GPU, or anywhere under its interpreter (`TRITON_INTERPRET=1`)."""
+    """Tell whether Triton can take a tensor: on a GPU, or anywhere under its interpreter (`TRITON_INTERPRET=1`)."""
     return tensor.is_cuda or INTERPRETED
 
 
 def operand_type(dtype: torch.dtype) -> tl.dtype:
-    """Return the type in which `tl.dot` multiplies tensors of `dtype`; it changes no product.
+    """Return the type in which `tl.dot` multiplies tensors of `dtype`; it does not change the products.
 
-    Triton's interpreter (3.9) stores bfloat16 as integers and would multiply those.
+    Triton's interpreter (3.9) stores bfloat16 as integers and would multiply these.
     """
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else getattr(tl, str(dtype).removeprefix("torch."))
 
 
 def operator(fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make a function that launches a kernel an operator, which torch.compile and CUDA graphs take as one step.
+    """Turn a function that launches a kernel into an operator, which torch.compile and CUDA graphs treat as one step.
 
-    `torch.library.custom_op` would do, but costs more time at every call.
+    The function must have annotations and must not change its arguments.
+    `torch.library.custom_op` would also do, but costs more time at every call.
 
     Args:
-        fake: returns what the function returns, with nothing computed. The
-            function has annotations, and changes none of its arguments.
+        fake: returns an empty tensor like the function's result, or several,
+            without computing anything.
     """
 
     def register(launch: Callable[..., Any]) -> Callable[..., Any]:

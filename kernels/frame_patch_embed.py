@@ -1,4 +1,4 @@
-"""Frames to patch embeddings, normalised before and after.
+"""Turns frames into patch embeddings, normalised before and after.
 
     y = LayerNorm(concat(CLS, conv((x / 255 - mean) / std)) + positions)
 
@@ -7,11 +7,12 @@ CLS and the patches.
 
 The convolution is a product of matrices: one kernel unfolds the patches into rows
 of 3 * P * P pixels, cuBLAS multiplies, and one kernel adds CLS, bias and positions
-and normalises. The normalisation of pixels is folded into the weight and a bias by
-a third, small kernel. So the product takes whole numbers, pixels minus 128, which
-float16 holds exactly; of bfloat16 models only the weight is rounded, to float16,
-which has more bits. The bias is made of the rounded weight, in float32. Neither a
-float image nor embeddings before the norm are stored at full precision.
+and normalises. A third, small kernel folds the normalisation of pixels into the
+weight and a bias. So the product takes whole numbers, pixels minus 128, which
+float16 holds exactly. In bfloat16 models only the weight is rounded, to float16,
+which has more bits. The bias is computed from the rounded weight, in float32.
+Neither a float image nor the embeddings before the norm are stored at full
+precision.
 """
 
 from collections.abc import Sequence
@@ -22,9 +23,9 @@ import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
 
-# Rows are padded to a multiple of 32 bytes, as cuBLAS likes them.
+# Rows are padded to a multiple of 32 bytes, which cuBLAS prefers.
 ALIGNMENT = 16
-# Middle of the pixels' range, which is subtracted from them.
+# The middle of the pixels' range, which is subtracted from pixels.
 CENTRE = tl.constexpr(128)
 # Keeps folded weights away from float16's subnormal numbers.
 MAGNIFIED = tl.constexpr(16)
@@ -43,17 +44,17 @@ def frame_patch_embed(
     image_std: Sequence[float],
     eps: float,
 ) -> torch.Tensor:
-    """Embed frames, by Triton where it takes them.
+    """Embed frames, with Triton where it takes them.
 
     Args:
         frames: uint8 `[F, 3, H, W]` in any memory layout, H and W multiples of P.
-        weight: `[D, 3, P, P]` of the patch convolution, which has no bias;
-            float32, float16 or bfloat16, like all tensors that follow.
+        weight: `[D, 3, P, P]`, the weight of the patch convolution, which has
+            no bias; float32, float16 or bfloat16, like all tensors that follow.
         class_embedding: `[D]`.
         position_embedding: `[N, D]`.
-        norm_weight: `[D]`, like `norm_bias`, of the layer norm before the encoder.
-        image_mean: for each channel, like `image_std`, of pixels in 0..1.
-        eps: of the layer norm.
+        norm_weight, norm_bias: `[D]` each, of the layer norm before the encoder.
+        image_mean, image_std: one value per channel, for pixels from 0 to 1.
+        eps: epsilon of the layer norm.
 
     Returns:
         `[F, N, D]` in the dtype of `weight`.
@@ -89,7 +90,7 @@ def _check(frames: torch.Tensor, weight: torch.Tensor, position_embedding: torch
 
 
 def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
-    # `len` would fix the number of frames, which torch.compile may keep open.
+    # `len` would fix the number of frames, which torch.compile may leave open.
     return frames.new_empty((frames.shape[0], *position_embedding.shape), dtype=weight.dtype)
 
 
@@ -106,7 +107,7 @@ def frame_patch_embed_by_triton(
     eps: float,
 ) -> torch.Tensor:
     tokens, features = position_embedding.shape
-    # Folded at every call, which takes some microseconds, because weights may be replaced at any time.
+    # Folded at every call, because weights may be replaced at any time; it takes a few microseconds.
     matrix, bias = _fold(weight, image_mean, image_std)
     product = _unfold(frames, weight.shape[-1], matrix.shape[1], matrix.dtype) @ matrix.T
     output = torch.empty(len(frames), tokens, features, dtype=weight.dtype, device=frames.device)
@@ -133,8 +134,8 @@ def _fold(
     """Fold the normalisation of pixels into the weight `[D, 3, P, P]`.
 
     Returns:
-        the matrix `[D, K]`, times `MAGNIFIED`, K = 3 * P * P padded with
-        zeros, and the bias, float32 `[D]`.
+        The matrix `[D, K]`, multiplied by `MAGNIFIED`, where K is 3 * P * P
+        plus padding with zeros, and the bias, float32 `[D]`.
     """
     features, patch = len(weight), weight.shape[-1]
     depth = triton.cdiv(3 * patch * patch, ALIGNMENT) * ALIGNMENT
@@ -156,7 +157,7 @@ def _fold(
 
 
 def _unfold(frames: torch.Tensor, patch: int, depth: int, dtype: torch.dtype) -> torch.Tensor:
-    """Cut frames into patches, `[F * (N - 1), K]`, of pixels minus `CENTRE`, padded with zeros."""
+    """Cut frames into patches: rows `[F * (N - 1), K]` of pixels minus `CENTRE`, padded with zeros."""
     across, down = frames.shape[3] // patch, frames.shape[2] // patch
     rows = torch.empty(len(frames) * down * across, depth, dtype=dtype, device=frames.device)
     _unfold_kernel[(triton.cdiv(rows.numel(), UNFOLD_BLOCK),)](
@@ -201,7 +202,7 @@ def _fold_kernel(
     tl.store(bias_ptr + feature, tl.sum(folded.to(tl.float32) * (CENTRE - mean), 0) / MAGNIFIED)
 
 
-# Otherwise Triton compiles anew for sizes with other divisors, while a server runs.
+# Without this, Triton recompiles for sizes with other divisors, even while a server runs.
 @triton.jit(do_not_specialize=["size"])
 def _unfold_kernel(
     frames_ptr,  # [F, 3, H, W]

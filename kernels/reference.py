@@ -1,4 +1,4 @@
-"""Every kernel of this folder in plain PyTorch: the tests compare with it, and it runs where Triton does not."""
+"""Every kernel of this folder in plain PyTorch: tests compare the kernels with it, and it runs where Triton cannot."""
 
 import torch
 import torch.nn.functional as F

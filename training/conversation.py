@@ -1,4 +1,4 @@
-"""Questions and answers as token ids, packed: one prompt up to its media, then every question with its answer."""
+"""Packs questions and answers as token ids: one prompt up to its media, then every question with its answer."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -14,13 +14,13 @@ PADDING, PREFIX = -2, -1
 
 
 class Packed(NamedTuple):
-    """Questions about one prompt's media, for a batch.
+    """A batch; each row holds the questions about one prompt's media.
 
     Attributes:
-        ids: `[B, L]`, of questions and answers.
-        labels: `[B, L]`, the token that follows, or -100 where it is not learnt.
-        positions: `[B, L]`, from 0 at each question's first token.
-        groups: `[B, L]`, the question's number, or `PADDING`.
+        ids: `[B, L]`, the token ids of questions and answers.
+        labels: `[B, L]`, the id of the next token, or -100 where it is not learnt.
+        positions: `[B, L]`, counted from 0 at each question's first token.
+        groups: `[B, L]`, the number of the token's question, or `PADDING`.
     """
 
     ids: torch.Tensor
@@ -30,13 +30,13 @@ class Packed(NamedTuple):
 
 
 def sentences(questions: Iterable[Question]) -> Iterator[str]:
-    """Yield whole conversations, for the tokenizer to be trained on."""
+    """Yield whole conversations, on which the tokenizer is trained."""
     for _, text, answer in questions:
         yield f"{SYSTEM_PROMPT} USER: {text} ASSISTANT: {answer}"
 
 
 def encode_prefix(tokenizer: sentencepiece.SentencePieceProcessor) -> list[int]:
-    """Return the prompt's ids up to its media."""
+    """Return the ids of the prompt up to its media."""
     return [tokenizer.bos_id(), *tokenizer.encode(f"{SYSTEM_PROMPT} USER: ")]
 
 
@@ -63,7 +63,7 @@ def _encode(question: Question, tokenizer: sentencepiece.SentencePieceProcessor)
 
 
 def attention_bias(groups: torch.Tensor, num_prefix: int) -> torch.Tensor:
-    """Return what to add to the scores of each pair of tokens, 0 or minus infinity, `[B, 1, L, L]`."""
+    """Return the bias on the scores of each pair of tokens, 0 or minus infinity, `[B, 1, L, L]`."""
     prefix = torch.full((len(groups), num_prefix), PREFIX, device=groups.device)
     groups = torch.cat([prefix, groups], dim=1)
     same = (groups[:, :, None] == groups[:, None, :]) | (groups[:, None, :] == PREFIX)

@@ -1,4 +1,4 @@
-"""The pixels that the model is trained on, drawn once and kept, and what is to be learnt from them."""
+"""The training data: pixels, which are drawn once and kept, and the labels that go with them."""
 
 import dataclasses
 import io
@@ -30,8 +30,8 @@ class Sample(NamedTuple):
 
     Attributes:
         pixels: uint8 `[T, S, S, 3]`.
-        owners: the object that each patch shows most of, or `NOBODY`; int8 `[T, P, P]`.
-        times: of the frames, `[T]`, as shares of the clip.
+        owners: the object that covers the largest part of each patch, or `NOBODY`; int8 `[T, P, P]`.
+        times: the frames' times `[T]`, as shares of the clip.
     """
 
     scene: Scene
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 class Pool:
-    """Scenes with pixels, drawn by several processes and kept in a folder for the next run."""
+    """Scenes and their pixels, drawn by several processes and kept in a folder for the next run."""
 
     def __init__(self, folder: Path, medium: str, count: int, size: int, grid: int, workers: int) -> None:
         self.medium = medium
@@ -63,7 +63,7 @@ class Pool:
         return len(self._owners)
 
     def draw(self, rng: np.random.Generator) -> Sample:
-        """Draw a sample, turned around in space and in time at random."""
+        """Choose a random sample, mirrored or reversed in time at random."""
         index = int(rng.integers(len(self)))
         scene = scene_of(self.medium, index)
         _, times = _sampled(scene)
@@ -81,7 +81,7 @@ def scene_of(medium: str, seed: int) -> Scene:
 
 
 def random_sample(seed: int, *, medium: str, size: int, grid: int) -> Sample:
-    """Draw a sample as it comes out of a file: of a clip, only the frames that the model sees are encoded."""
+    """Draw a sample as a file would give it: encoded and decoded, but only the frames that the model sees."""
     scene = scene_of(medium, seed)
     rng = np.random.default_rng([seed, 2])
     indices, times = _sampled(scene)
@@ -95,13 +95,13 @@ def random_sample(seed: int, *, medium: str, size: int, grid: int) -> Sample:
 
 
 def _sampled(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames that the model sees of a scene, and their times."""
+    """Return the indices of a scene's frames that the model sees, and their times."""
     indices = sample_indices(scene.num_frames, NUM_FRAMES if scene.medium == "video" else 1)
     return indices, indices / max(scene.num_frames - 1, 1)
 
 
 def mirrored(sample: Sample) -> Sample:
-    """Exchange left and right."""
+    """Mirror a sample left to right."""
     things = tuple(
         dataclasses.replace(
             thing,
@@ -116,7 +116,7 @@ def mirrored(sample: Sample) -> Sample:
 
 
 def reversed_in_time(sample: Sample) -> Sample:
-    """Exchange first and last; of two events neither may then be that an object appears, unlike in the world."""
+    """Play a sample backwards; unlike in `world`, both of its two events may then be other than an appearance."""
     things = tuple(_reversed_thing(thing) for thing in sample.scene.things)
     scene = dataclasses.replace(sample.scene, things=things)
     return Sample(scene, sample.pixels[::-1], sample.owners[::-1], 1 - sample.times[::-1])
@@ -158,7 +158,7 @@ def _through_jpeg(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _owners(scene: Scene, time: float, grid: int, points: int = 4) -> np.ndarray:
-    """Return which object each patch of the middle square shows most of, if it shows a tenth of a patch."""
+    """Return the object that covers the largest part of each patch of the middle square, if that is a tenth of it."""
     places = (np.arange(grid * points) + 0.5) / (grid * points) - 0.5
     shares = np.full((1 + len(scene.things), grid, grid), 0.1)
     for index, thing in enumerate(scene.things, 1):

@@ -1,4 +1,4 @@
-"""Video-LLaVA in plain PyTorch for training; the state dict has the original checkpoint's tensor names."""
+"""Video-LLaVA in plain PyTorch, for training; its state dict has the original checkpoint's tensor names."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 
 
 class Attention(nn.Module):
-    """Attention over the next to last dimension, with biases as in CLIP."""
+    """Attention over the second to last dimension, with biases as in CLIP."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -38,7 +38,8 @@ class TowerLayer(nn.Module):
         size, heads, eps = config["hidden_size"], config["num_attention_heads"], config["layer_norm_eps"]
         self.num_frames = config["num_frames"] if config.get("add_time_attn") else None
         if self.num_frames:
-            # A ramp from the start: attention that cannot tell early from late sees only averages, and learns slowly.
+            # A ramp from the start, because attention that cannot tell early from late frames sees only averages and
+            # learns slowly.
             ramp = torch.linspace(-1, 1, self.num_frames)[:, None]
             self.temporal_embedding = nn.Parameter(0.5 * (ramp * torch.randn(size))[None])
             self.temporal_layer_norm1 = nn.LayerNorm(size, eps=eps)
@@ -67,7 +68,7 @@ class Embeddings(nn.Module):
         nn.init.normal_(self.position_embedding.weight, std=0.2)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # [F, 3, S, S]
-        # The convolution as a product of matrices, whose gradient is several times faster on a CPU.
+        # The convolution is computed as a product of matrices, because its gradient is several times faster on a CPU.
         size = self.patch_embedding.kernel_size[0]
         patches = pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
         patches = F.linear(patches, self.patch_embedding.weight.flatten(1))
@@ -82,9 +83,9 @@ class Encoder(nn.Module):
 
 
 class Tower(nn.Module):
-    """Frames to hidden states: what goes into the first layer, and what comes out of each but the last.
+    """Turns frames into hidden states: the first layer's input, and the output of each layer except the last.
 
-    The last layer is there as in the original, which leaves it out too.
+    The last layer exists but is not computed, as in the original.
     """
 
     def __init__(self, config: dict) -> None:
@@ -195,8 +196,8 @@ class VideoLlava(nn.Module):
         Args:
             embeddings: `[B, L, D]`.
             positions: `[B, L]`.
-            bias: added to the scores of what each token attends to (last
-                dimension), 0 or minus infinity, `[B, 1, L, L]`.
+            bias: `[B, 1, L, L]`, 0 or minus infinity, added to each token's
+                scores for the tokens that it attends to (last dimension).
         """
         half = self.head_size // 2
         frequencies = 10000.0 ** (-torch.arange(half, device=positions.device) / half)
@@ -211,9 +212,9 @@ class VideoLlava(nn.Module):
 def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Attend as `F.scaled_dot_product_attention` does, whose gradient is several times slower on a CPU."""
+    """Do the same as `F.scaled_dot_product_attention`, but with a gradient that is several times faster on a CPU."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-    # In the dtype of the scores; autocast would make it float32, twice as large.
+    # The softmax stays in the dtype of the scores; autocast would make it float32, which is twice as large.
     with torch.autocast(query.device.type, enabled=False):
         if bias is not None:
             scores = scores + bias.to(scores.dtype)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint in the original's format, its tokenizer included."""
+"""Writes the files of a checkpoint in the original's format, and trains its tokenizer."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 IMAGE_TOWER_FOLDER, VIDEO_TOWER_FOLDER = "LanguageBind_Image", "LanguageBind_Video_merge"
-# Fields that all checkpoints of this format share.
+# The fields that all checkpoints of this format share.
 CONFIG = {
     "model_type": "llava",
     "architectures": ["LlavaLlamaForCausalLM"],
@@ -37,7 +37,7 @@ def write_files(
     Args:
         config: values of config.json.
         image_tower, video_tower: the towers' `vision_config`.
-        tensors: under the original's names, the towers' among them.
+        tensors: tensors under the original's names, those of the towers included.
         tokenizer: a SentencePiece model.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def write_files(
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True, "add_eos_token": False}
     typed = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
     write_json(folder / "tokenizer_config.json", {**settings, **typed, "model_max_length": 4096})
-    # Written like any file, because `save_file` makes one that only its owner may read.
+    # Written like any other file, because `save_file` makes a file that only its owner may read.
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     return folder
 

@@ -1,4 +1,4 @@
-"""Targets for the towers about patches, frames and clips, so that they learn to see before LLaMA learns to speak."""
+"""Classes of patches, frames and clips for the towers, so that they learn to see before LLaMA learns to speak."""
 
 from typing import NamedTuple
 
@@ -13,21 +13,21 @@ from vllm_videollava.tiny.world import BEHAVIOURS, COLOURS, EVENTS, SHAPES, Scen
 _COLOURS = list(COLOURS)
 # In every group, class 0 means none.
 _NUM_PLACES = 8
-# Said by each patch of the object that it shows: shape and colour; at the end also what the object does.
+# Each patch gives the shape and the colour of its object and, in the last hidden state, also its behaviour.
 PATCH_CLASSES = (NUM_SHAPES, NUM_COLOURS, NUM_BEHAVIOURS)
-# Said by each frame's CLS: of each shape colour, column and row, where it is seen.
+# Each frame's CLS gives the colour, the column and the row of each shape that is visible in the frame.
 FRAME_CLASSES = (NUM_COLOURS, _NUM_PLACES, _NUM_PLACES) * len(SHAPES)
-# Said by each frame's CLS of the whole clip: what each shape does, and which shape's event is first.
+# Each frame's CLS also gives, for the whole clip, each shape's behaviour and the shape whose event is first.
 CLIP_CLASSES = (NUM_BEHAVIOURS,) * len(SHAPES) + (NUM_SHAPES,)
 
 
 class Targets(NamedTuple):
-    """Classes to be said, for the frames of several samples one after another.
+    """Right classes for the frames of several samples, one sample after another.
 
     Attributes:
         patches: `[F, N, 3]`.
         frames: `[F, 9]`.
-        clips: `[F, 4]`, of the clip that a frame belongs to.
+        clips: `[F, 4]`, the classes of the clip that a frame belongs to.
     """
 
     patches: torch.Tensor
@@ -38,8 +38,8 @@ class Targets(NamedTuple):
 class Heads(nn.Module):
     """Linear classifiers on a tower's hidden states; only for training.
 
-    Half-way through the tower, only what one frame shows is asked for: layers
-    are left in which attention over time can compare the frames.
+    Half-way through the tower, they classify only what a single frame shows. The
+    later layers are left to attention over time, which compares frames.
     """
 
     def __init__(self, hidden_size: int) -> None:

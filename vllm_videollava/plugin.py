@@ -1,4 +1,4 @@
-"""Tells vLLM at start about this model: what to register, what to assume without flags, which flags to refuse."""
+"""Sets vLLM up for this model at start: registers its parts, fills in defaults, and refuses unsupported flags."""
 
 import os
 
@@ -15,7 +15,7 @@ from vllm_videollava.media import connector
 from vllm_videollava.media.options import check_media_io_kwargs, check_mm_processor_kwargs
 
 TOKENIZER_MODE = "video_llava"
-"""Also the renderer's name: vLLM looks both up under the tokenizer mode."""
+"""This is also the renderer's name, because vLLM looks up tokenizer and renderer by the tokenizer mode."""
 
 
 class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
@@ -30,7 +30,7 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
             raise ValueError(
                 f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it: this model brings its own."
             )
-        # Read them now rather than at the first request, so that a wrong value stops the start.
+        # Read the settings now rather than at the first request, so that a wrong value prevents the start.
         read_settings()
         _check_frontend(model_config)
         check_overrides(model_config.hf_config, model_config.hf_overrides)
@@ -41,19 +41,19 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
 
 
 def _cache_in_one_process(multimodal_config) -> None:
-    """Let requests bring their pixels with them, rather than refer to what the engine should still have.
+    """Make every request carry its pixels, rather than refer to pixels that the engine should still have.
 
-    vLLM's default cache ("lru") takes for sent what a request had that was
-    refused before it reached the engine: the next one with the same image or
-    video, whoever asks, is answered 500.
+    vLLM's default cache ("lru") counts an image or a video as sent even if its
+    request is refused before it reaches the engine. Then the next request with
+    the same image or video, by any client, is answered with status 500.
     """
     if multimodal_config.mm_processor_cache_type == "lru":
-        # vLLM (0.29 to 0.33) uses this cache when there are several API servers.
+        # This is the cache that vLLM (0.29 to 0.33) uses when there are several API servers.
         multimodal_config.mm_processor_cache_type = "processor_only"
 
 
 def _check_frontend(model_config) -> None:
-    """Refuse settings under which requests would pass by the tokenizer, the renderer or the decoder."""
+    """Refuse settings under which requests would bypass the tokenizer, the renderer or the decoder."""
     if envs.VLLM_USE_RUST_FRONTEND:
         raise ValueError("VLLM_USE_RUST_FRONTEND is set; this model needs vLLM's Python frontend.")
     if model_config.skip_tokenizer_init:

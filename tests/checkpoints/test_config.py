@@ -145,7 +145,7 @@ def test_the_engine_refuses_with_the_same_sentence(folder):
 
 
 FRAMES = "this model always takes 8 frames of a video"
-NOT_OURS = "the weights fix; leave it out"
+NOT_OURS = "is fixed by the weights; leave it out"
 REFUSED_FLAGS = {
     "frames": ({"media_io_kwargs": {"video": {"num_frames": 32}}}, f"num_frames is 32; {FRAMES}"),
     "rate": ({"media_io_kwargs": {"video": {"fps": 1}}}, f"fps is 1; {FRAMES}"),

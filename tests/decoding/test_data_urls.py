@@ -156,8 +156,8 @@ BAD_BASE64 = {
     "printed bytes": (repr(GOOD.encode()), "it begins with b and a quotation mark"),
     "two texts": (f"{base64.b64encode(b'a').decode()}AAAA", "it has padding (=) before its end"),
     "two texts percent-encoded": ("YQ%3D%3DAAAA", "it has padding (=) before its end"),
-    "one character": ("A", "its length without white space and padding is 1, which no data has; it may be cut off"),
-    "cut off": (GOOD[:401], "its length without white space and padding is 401, which no data has; it may be cut off"),
+    "one character": ("A", "its length without white space and padding is 1, which is invalid; it may be cut off"),
+    "cut off": (GOOD[:401], "its length without white space and padding is 401, which is invalid; it may be cut off"),
     "decoded as a form": (urllib.parse.unquote_plus(GOOD), "spaces instead of plus signs; in a URL or a form, "),
     "hexadecimal in a data URL in a data URL": ("data:video/mp4;base64,data:,A", "its character 5 is ':'"),
 }

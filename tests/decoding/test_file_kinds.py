@@ -75,7 +75,7 @@ def tar() -> bytes:
 CLIP = encode_clip(moving_frames(20, 64, 96))
 WEB_PAGE = "a web page (HTML), not a video file; give the address of the file itself."
 PLAYLIST = ", not a video file; send one file that holds all of it."
-AUDIO = ", not a video file; this model takes no sound."
+AUDIO = ", not a video file; this model does not take audio."
 PICTURE = ", not a video file; send it as an image."
 ARCHIVE = ", not a video file; unpack it and send the video file itself."
 PAGES = ", not a video file; send its pages as images."

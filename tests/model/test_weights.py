@@ -182,7 +182,7 @@ def test_a_head_that_differs_is_used_where_vllm_can_see_it_in_time(load, copy):
 
 def test_a_head_that_differs_is_named_elsewhere(load, copy):
     to_bin(change_config(copy, tie_word_embeddings=True))
-    with pytest.raises(ValueError, match=r"is not that of the embeddings, though tie_word_embeddings is true"):
+    with pytest.raises(ValueError, match=r"differs from the embeddings, though tie_word_embeddings is true"):
         load(copy)
 
 

@@ -1,1 +1,1 @@
-"""What lies in a checkpoint's folder, in both formats: its config and its towers'."""
+"""Reads the configs in a checkpoint's folder, in both formats: the model's and its towers'."""

@@ -1,4 +1,4 @@
-"""One config class for both checkpoint formats, the original's and transformers'."""
+"""The config class for both checkpoint formats, the original's and transformers'."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -12,15 +12,15 @@ from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.decoding.pixel_format import PixelFormat
 
 ARCHITECTURE = "VideoLlavaForConditionalGeneration"
-"""The model class, by the name under which vLLM and transformers know it."""
+"""The name of the model class in vLLM and transformers."""
 
 
 class VideoLlavaConfig(PreTrainedConfig):
     """The configs of both checkpoint formats, in one form.
 
-    `from_dict` takes the config.json of either format. The class has the name
-    of transformers' own config so that transformers' auto classes, which go by
-    it, still find their `VideoLlavaForConditionalGeneration`.
+    `from_dict` takes the config.json of either format. The class has the same
+    name as transformers' own config, because transformers' auto classes look
+    for `VideoLlavaForConditionalGeneration` by that name.
     """
 
     model_type = "video_llava"
@@ -29,19 +29,19 @@ class VideoLlavaConfig(PreTrainedConfig):
     text_config: LlamaConfig | dict | None = None
     image_config: TowerConfig | dict | None = None
     video_config: TowerConfig | dict | None = None
-    # The towers' selected hidden state, in transformers' numbering: -2 skips the last layer.
+    # The hidden state that is taken from the towers, in transformers' numbering: -2 skips the last layer.
     vision_feature_layer: int = -2
     image_keeps_cls: bool = False
     projector_depth: int = 2
     projector_hidden_act: str = "gelu"
     projector_bias: bool = True
-    # Whether pixels and prompt ids are made as by the original code or as by transformers.
+    # Whether pixels and prompt ids are made as by the original code, rather than as by transformers.
     original_format: bool = True
     # Frames sampled from a video.
     num_frames: int = 8
     # A setting of the language model that transformers and vLLM look for here.
     tie_word_embeddings: bool = False
-    # Folder or repository of each tower's own weights, where the checkpoint may come without them.
+    # Folder or repository with each tower's own weights, for checkpoints that may come without them.
     image_tower_source: str | None = None
     video_tower_source: str | None = None
 
@@ -54,7 +54,7 @@ class VideoLlavaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Build the config from either format's config.json or from one of our own.
+        """Build the config from the config.json of either format, or from one that this class has written.
 
         Raises:
             ValueError: the checkpoint cannot be served; the sentence names the
@@ -77,7 +77,7 @@ class VideoLlavaConfig(PreTrainedConfig):
 
     @property
     def tokens_per_item(self) -> dict[str, int]:
-        """By modality, the tokens that one image or video takes."""
+        """The number of tokens that one image or video takes, by modality."""
         return {"image": self.tokens_per_image, "video": self.tokens_per_video}
 
     @property
@@ -102,19 +102,19 @@ def register() -> None:
 
 
 def is_original_format(config_dict: dict[str, Any]) -> bool:
-    """Return whether this is the original code's config.json (LLaVA's has `text_config` or `mm_vision_tower`)."""
+    """Tell whether this is the original code's config.json (LLaVA's has `text_config` or `mm_vision_tower`)."""
     return "mm_video_tower" in config_dict and "text_config" not in config_dict
 
 
 def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Callable) -> None:
-    """Check what vLLM's `hf_overrides` has made of a config.
+    """Check a config to which vLLM has applied `hf_overrides`.
 
     Raises:
         ValueError: an override changes what the weights mean, or has no effect.
     """
     for name in overrides if isinstance(overrides, Mapping) else ():
         if name.startswith("mm_") or name in _names_of_architecture():
-            raise ValueError(f"hf_overrides has {shorten(name)}, which the weights fix; leave it out.")
+            raise ValueError(f"hf_overrides has {shorten(name)}, which is fixed by the weights; leave it out.")
         if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
             raise ValueError(f"hf_overrides has {shorten(name)}, which has no effect there; put it into 'text_config'.")
     tower = config.video_config
@@ -127,7 +127,7 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
 
 
 def _names_of_architecture() -> set[str]:
-    """Return the fields of either format, and of our own, that say what the towers and the projector are."""
+    """Return the fields, of our config and of transformers', that describe the towers and the projector."""
     from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
 
     both = _own_fields(VideoLlavaConfig) | _own_fields(TransformersConfig)
@@ -218,7 +218,7 @@ def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
         "projector_hidden_act": config.projector_hidden_act,
         "projector_bias": config.multimodal_projector_bias,
         "original_format": False,
-        # Older versions of transformers wrote the inner value only.
+        # Older versions of transformers wrote only the inner value.
         "tie_word_embeddings": values.get("tie_word_embeddings", config.text_config.tie_word_embeddings),
     }
 

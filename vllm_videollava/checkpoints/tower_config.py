@@ -1,4 +1,4 @@
-"""The shape of a LanguageBind tower, and where an original checkpoint's config says to find it."""
+"""The shape of a LanguageBind tower, and its location according to an original checkpoint's config."""
 
 import json
 from dataclasses import fields
@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 OFFICIAL_IMAGE_TOWER = "LanguageBind/LanguageBind_Image"
 OFFICIAL_VIDEO_TOWER = "LanguageBind/LanguageBind_Video_merge"
 
-# vision_config of the two published repositories, so that no network is needed.
+# The vision_config of the two published repositories; it is here so that no network is needed.
 _VIT_L_14 = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -31,8 +31,8 @@ _OFFICIAL_SHAPES = {
 class TowerConfig(CLIPVisionConfig):
     """A CLIP vision transformer, with temporal attention over `num_frames` frames if `add_time_attn`.
 
-    The defaults are those of LanguageBind's own config class, which leaves
-    fields at their default out of config.json.
+    The defaults are those of LanguageBind's own config class, which does not
+    write fields with default values to config.json.
     """
 
     model_type = "languagebind_tower"
@@ -42,21 +42,21 @@ class TowerConfig(CLIPVisionConfig):
 
     @property
     def num_positions(self) -> int:
-        """Tokens of one frame: the patches and CLS."""
+        """The number of tokens of one frame: its patches and CLS."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
 def tower_config(values: dict[str, Any]) -> TowerConfig:
-    """Build a `TowerConfig` from a `vision_config`, dropping what does not shape the network."""
+    """Build a `TowerConfig` from a `vision_config`; fields that do not shape the network are dropped."""
     known = {field.name for field in fields(TowerConfig)}
     return TowerConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def locate_tower(name: str, checkpoint: str) -> str:
-    """Return the folder or repository that `name` means in the config of `checkpoint`.
+    """Return the folder or repository that `name` in the config of `checkpoint` refers to.
 
-    A folder is absolute or relative to the checkpoint's folder; anything else
-    is the name of a repository.
+    A folder's path is absolute or relative to the checkpoint's folder; any
+    other name is that of a repository.
     """
     folder = Path(checkpoint) / name
     return str(folder) if folder.is_dir() else name
@@ -66,8 +66,8 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
     """Read the shape of the tower at `location`, the value of the config's `field`.
 
     Raises:
-        ValueError: `location` has no readable config.json, or it is not that
-            of a LanguageBind tower.
+        ValueError: `location` has no readable config.json, or the file is not
+            that of a LanguageBind tower.
     """
     if location in _OFFICIAL_SHAPES:
         return tower_config(_OFFICIAL_SHAPES[location])

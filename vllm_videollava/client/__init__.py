@@ -1,1 +1,1 @@
-"""Starting a server and asking it."""
+"""Starts a server, and builds messages for it."""

@@ -7,25 +7,25 @@ from typing import Any
 
 
 def media_part(kind: str, url: str) -> dict[str, Any]:
-    """Return the part of a message that has one image or video.
+    """Return the part of a message for one image or video.
 
     Args:
         kind: "image" or "video".
-        url: where it is, or a data URL.
+        url: its URL, which may be a data URL.
     """
     return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
 def file_url(path: Path) -> str:
-    """Return the URL of a file, which the server reads if `--allowed-local-media-path` allows it."""
+    """Return the URL of a local file; the server reads the file if `--allowed-local-media-path` allows it."""
     return path.resolve().as_uri()
 
 
 def data_url(data: bytes, media_type: str) -> str:
-    """Return a data URL, which carries the bytes of a file, such as `video/mp4`, to any server."""
+    """Return a data URL, which carries a file's bytes to any server; `media_type` is for example `video/mp4`."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
 def question(text: str, parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the messages of a question about media, media first as in training."""
+    """Return the messages for a question about media; the media come first, as in training."""
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]

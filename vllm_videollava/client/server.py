@@ -1,4 +1,4 @@
-"""Starts a server in a process of its own, on a free port of this machine."""
+"""Starts a server in a separate process, on a free port of this machine."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ class LocalServer(NamedTuple):
     """A running server.
 
     Attributes:
-        url: without `/v1`.
-        process: of the API server; others are below it.
-        log: file that has what the server prints.
-        seconds: how long it took to start.
+        url: its URL, without `/v1`.
+        process: the API server; engine and workers are its children.
+        log: file with the server's output.
+        seconds: time that it took to start.
     """
 
     url: str
@@ -34,16 +34,16 @@ class LocalServer(NamedTuple):
 
 @contextmanager
 def local_server(model: str | Path, log: Path, *flags: str, **environment: str) -> Iterator[LocalServer]:
-    """Run `vllm-videollava serve` until the block ends; it has three minutes to start.
+    """Run `vllm-videollava serve` until the block ends; the server has three minutes to start.
 
     Args:
-        log: file for what the server prints.
-        flags: of `vllm serve`.
-        environment: added to this process's.
+        log: file for the server's output.
+        flags: flags of `vllm serve`.
+        environment: variables, in addition to those of this process.
 
     Raises:
-        RuntimeError: the server did not start; the sentence ends with its log.
-        subprocess.TimeoutExpired: it did not stop within a minute, and was killed.
+        RuntimeError: the server did not start; the end of its log follows the sentence.
+        subprocess.TimeoutExpired: the server did not stop within a minute and was killed.
     """
     port = _free_port()
     serve = [sys.executable, "-m", "vllm_videollava.commands.main", "serve"]
@@ -66,7 +66,7 @@ def local_server(model: str | Path, log: Path, *flags: str, **environment: str) 
         try:
             process.wait(_SECONDS_TO_STOP)
         except subprocess.TimeoutExpired:
-            # It and all its children.
+            # This ends the server and all its children.
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise

@@ -1,4 +1,4 @@
-"""`vllm-videollava demo`: draw a clip, serve the tiny checkpoint, and ask it about the clip with `openai`."""
+"""`vllm-videollava demo`: draw a clip, serve the tiny checkpoint, and ask it about the clip through `openai`."""
 
 import argparse
 import os
@@ -23,12 +23,12 @@ HELP = "draw a clip and ask the tiny checkpoint about it"
 EXAMPLE = "vllm-videollava demo --shape triangle --color red --moves left"
 HANDS_ON = False
 NUM_QUESTIONS = 4
-# Kinds of questions to choose from, the most telling first.
+# The kinds of questions to choose from, the most interesting first.
 KINDS = ("shape", "direction", "order", "description", "colour", "count", "motion")
 NUM_FRAMES = 8
 FRAME_WIDTH, GAP = 120, 4
 FRAME_COLUMNS = 18
-"""Characters that a frame is wide in a terminal."""
+"""The width of a frame in a terminal, in characters."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +51,7 @@ def _seed(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """Run the demo; return what went wrong, if anything."""
+    """Run the demo; return an error's sentence, or None."""
     try:
         run_demo(args.shape, args.colour, args.moves, args.seed)
     except RuntimeError as error:
@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> str | None:
 
 
 def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int | None) -> None:
-    """Ask four questions about a clip; print the answers, what is expected, and how long they took.
+    """Ask four questions about a clip; print the answers, the expected answers and the times.
 
     Args:
-        shape, colour, moves: of the only object in the clip; without any of
-            them, one or two objects are drawn that do anything.
-        seed: of all that is drawn; without one, the clip is always a new one.
+        shape, colour, moves: properties of the clip's only object; if all are
+            None, the clip has one or two random objects.
+        seed: random seed; None gives a new clip each time.
 
     Raises:
         RuntimeError: the server did not start.
@@ -91,13 +91,13 @@ def run_demo(shape: str | None, colour: str | None, moves: str | None, seed: int
 
 
 def choose_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Choose four questions about a scene, each of another kind; every scene has as many."""
+    """Choose four questions of different kinds about a scene; every scene has that many."""
     about = {question.kind: question for question in questions_about(scene, rng)}
     return [about[kind] for kind in KINDS if kind in about][:NUM_QUESTIONS]
 
 
 def show_frames(scene: Scene, path: Path) -> None:
-    """Write the frames of which the model sees the middle, side by side, as a picture; in a terminal, print them."""
+    """Save a picture of the model's frames, side by side and uncropped; in a terminal, also print them."""
     frames = draw_frames(scene, sample_indices(scene.num_frames, NUM_FRAMES))
     height = round(FRAME_WIDTH * scene.height / scene.width)
     strip = Image.new("RGB", (NUM_FRAMES * (FRAME_WIDTH + GAP), height), "white")
@@ -114,7 +114,7 @@ def show_frames(scene: Scene, path: Path) -> None:
 
 
 def _blocks(frames: list[np.ndarray]) -> str:
-    """Draw frames side by side with coloured characters, each of which is two pixels, one above the other."""
+    """Draw frames side by side with coloured characters; each character is two pixels, one above the other."""
     lines = []
     for row in range(0, len(frames[0]), 2):
         line = ""
@@ -127,7 +127,7 @@ def _blocks(frames: list[np.ndarray]) -> str:
 
 
 def ask(client: OpenAI, clip: Path, question: Question) -> bool:
-    """Ask one question, print the answer and the expected one, and return whether they are equal."""
+    """Ask one question, print its answer and the expected one, and return whether they are equal."""
     url = messages.data_url(clip.read_bytes(), "video/mp4")
     start = time.monotonic()
     stream = client.chat.completions.create(

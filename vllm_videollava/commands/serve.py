@@ -14,22 +14,22 @@ DEFAULT_MODEL = "LanguageBind/Video-LLaVA-7B"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take nothing: all flags are for vLLM's parser."""
+    """Add no arguments: all flags are for vLLM's parser."""
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """Run `vllm serve`; without a model, that of the paper, and for `tiny` the one that comes with the package.
+    """Run `vllm serve`. The default model is that of the paper; `tiny` is the one that comes with the package.
 
     Returns:
-        what is wrong with the installation, if anything.
+        A sentence about the installation's fault, or None.
     """
-    # vLLM's parser asks for the version under a name that its CPU build does not have.
+    # vLLM's parser looks up the version of `vllm`, but its CPU build has another name.
     name_cpu_distribution()
     return run_vllm(["serve", *_model_first(args.handed_on)])
 
 
 def _model_first(flags: list[str]) -> list[str]:
-    """Put the model, a folder or repository, before the other flags. What is what is up to vLLM's own parser."""
+    """Move the model, a folder or repository, before the other flags; vLLM's own parser tells which one it is."""
     parser = _serve_parser()
     args = parser.parse_args(flags)
     if args.model_tag is not None:

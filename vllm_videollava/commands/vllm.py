@@ -1,4 +1,4 @@
-"""`vllm-videollava vllm`: run any subcommand of vLLM, also with its CPU build, whose own `vllm` command crashes."""
+"""`vllm-videollava vllm`: run any subcommand of vLLM, even in its CPU build, whose own `vllm` command crashes."""
 
 import argparse
 import sys
@@ -9,22 +9,22 @@ HANDS_ON = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take nothing: all flags are for vLLM's parser."""
+    """Add no arguments: all flags are for vLLM's parser."""
 
 
 def run(args: argparse.Namespace) -> str | None:
-    """Run vLLM's command; return what is wrong with the installation, if anything."""
+    """Run a command of vLLM; return a sentence about the installation's fault, or None."""
     return run_vllm(args.handed_on)
 
 
 def run_vllm(arguments: list[str]) -> str | None:
-    """Run `vllm` with arguments; return what is wrong with the installation, if anything."""
+    """Run `vllm` with arguments; return a sentence about the installation's fault, or None."""
     from vllm_videollava.compat import name_cpu_distribution
 
     name_cpu_distribution()
     if problem := find_plugin_problem():
         return problem
-    # vLLM's command and the processes it starts read their arguments from there.
+    # vLLM's command and the processes that it starts read their arguments from here.
     sys.argv = ["vllm", *arguments]
 
     from vllm.entrypoints.cli.main import main
@@ -33,7 +33,7 @@ def run_vllm(arguments: list[str]) -> str | None:
 
 
 def find_plugin_problem() -> str | None:
-    """Return why vLLM does not load this package, if it does not."""
+    """Return the reason why vLLM does not load this package, or None if it does."""
     from vllm import ModelRegistry, envs
     from vllm.plugins import load_general_plugins
 

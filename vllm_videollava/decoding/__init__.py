@@ -1,1 +1,1 @@
-"""A file's bytes to pixels, in processes of their own; never imports vLLM, torch or transformers."""
+"""Decodes a file's bytes to pixels, in separate processes; never imports vLLM, torch or transformers."""

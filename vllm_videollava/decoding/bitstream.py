@@ -18,16 +18,16 @@ def _start_codes_before(first_bytes: Iterable[int]) -> re.Pattern[bytes]:
 
 
 class _UnclearError(Exception):
-    """The packets do not have the form that they should have."""
+    """The packets do not have the expected form."""
 
 
 class _Content(NamedTuple):
-    """What a packet holds.
+    """The content of a packet.
 
     Attributes:
-        setup: what sets the decoder up for all that follows, in its order: parameter sets and other headers.
-        starts: a picture comes first that needs none before it, nor does what follows in decoding order and is
-            shown after it.
+        setup: parameter sets and other headers, in their order, which set the decoder up for all that follows.
+        starts: whether decoding can start here: the first picture needs no earlier picture, and neither do the
+            pictures that are both decoded and shown after it.
     """
 
     setup: list[bytes]
@@ -35,13 +35,13 @@ class _Content(NamedTuple):
 
 
 def can_start_at_key_frames(codec: str, extradata: bytes, packets: Sequence[av.Packet]) -> bool:
-    """Tell whether decoding gives the same pictures from any key frame on as from the first packet.
+    """Tell whether decoding from any key frame gives the same pictures as decoding from the first packet.
 
-    It does if what is flagged as a key frame is one, and if no packet changes what the decoder was set up with.
+    It does if every packet flagged as a key frame is one, and if no packet changes the decoder's setup.
 
     Args:
         codec: one of `CODECS`.
-        extradata: what the container gives the decoder before the first packet.
+        extradata: the bytes that the container gives the decoder before the first packet.
     """
     try:
         return _keeps_setup(CODECS[codec](extradata), extradata, packets)
@@ -55,7 +55,7 @@ def _keeps_setup(reader: "_Reader", extradata: bytes, packets: Sequence[av.Packe
     if any(_changes_decoder(data, extradata) for packet in packets for data in packet.iter_sidedata()):
         return False
     first = reader.read(packets[0]).setup
-    # Otherwise each key frame has to repeat the parameter sets of the first.
+    # If the container does not have them, each key frame must repeat the parameter sets of the first.
     is_in_container = set(first) <= set(reader.setup)
     known = reader.setup if is_in_container else first
     has_one_of_each = len({reader.kind(unit) for unit in known}) == len(known)
@@ -74,7 +74,7 @@ def _changes_decoder(data: av.packet.PacketSideData, extradata: bytes) -> bool:
 
 
 class _Reader:
-    """Reads the packets of one codec, given what the decoder was set up with."""
+    """Reads the packets of one codec, given the decoder's setup."""
 
     setup: list[bytes]
 
@@ -85,16 +85,16 @@ class _Reader:
         raise NotImplementedError
 
     def kind(self, unit: Sequence[int]) -> int:
-        """Return what a unit is, as the codec's standard numbers it."""
+        """Return the number that the codec's standard gives to this type of unit."""
         return unit[0]
 
     def notable(self, packets: Sequence[av.Packet]) -> Iterable[av.Packet]:
-        """Skip, quickly, most packets that are not key frames and contain only a picture."""
+        """Quickly skip most of the packets that contain only a picture and are not key frames."""
         return packets
 
 
 class _NalReader(_Reader):
-    """H.264 or HEVC, whose units follow a start code or their length."""
+    """Reads H.264 or HEVC, where a start code or a length comes before each unit."""
 
     setup_kinds: frozenset[int]
     picture_kinds: range
@@ -156,7 +156,7 @@ class _NalReader(_Reader):
         raise NotImplementedError
 
     def read_record(self, extradata: bytes) -> tuple[int, list[Bytes]]:
-        """Return how many bytes a unit's length has, and the units."""
+        """Return the number of bytes that hold a unit's length, and the units."""
         raise NotImplementedError
 
     def starts(self, kind: int) -> bool:
@@ -185,7 +185,7 @@ class _H264Reader(_NalReader):
         return kind == 5
 
     def is_exact_recovery_point(self, kind: int, unit: Bytes) -> bool:
-        """Tell whether all that is shown from the next picture on is exact: recovery_frame_cnt 0, exact_match 1."""
+        """Tell whether every picture shown from the next one on is exact: recovery_frame_cnt 0, exact_match 1."""
         if kind != 6:
             return False
         messages = bytes(unit[1:]).replace(b"\0\0\x03", b"\0\0")
@@ -202,7 +202,7 @@ class _H264Reader(_NalReader):
 class _HevcReader(_NalReader):
     setup_kinds = frozenset({32, 33, 34})
     picture_kinds = range(32)
-    # After a broken link or the end of a sequence, decoders skip pictures: there are fewer than packets.
+    # After a broken link or the end of a sequence, decoders skip pictures, so there are fewer pictures than packets.
     breaking_kinds = frozenset({16, 17, 18, 36, 37})
 
     def kind(self, unit: Sequence[int]) -> int:
@@ -231,7 +231,7 @@ class _Mpeg4Reader(_Reader):
         for unit in _split_at_start_codes(memoryview(packet)):
             if unit[0] == 0xB6:
                 starts = unit[1] >> 6 == 0 if starts is None else starts
-            elif unit[0] != 0xB3:  # A time, which is only added to.
+            elif unit[0] != 0xB3:  # 0xB3 holds only a base time, to which others are added.
                 setup.append(_strip(unit))
         return _Content(setup, bool(starts))
 
@@ -260,7 +260,7 @@ class _Av1Reader(_Reader):
             if kind == 1:
                 setup.append(bytes(data[start:at]))
             elif kind in (3, 6) and starts is None:
-                # Not a key frame that was decoded before and is shown again.
+                # This excludes a key frame that was decoded earlier and is shown again.
                 starts = data[start] & 0xF0 == 0x10
         return _Content(setup, bool(starts))
 
@@ -284,7 +284,7 @@ class _JpegReader(_Reader):
 
     def read(self, packet: av.Packet | bytes) -> _Content:
         header, _, _ = bytes(packet).partition(b"\xff\xda")
-        # A picture without tables uses those of the one before.
+        # A picture without tables uses those of the picture before it.
         return _Content([], b"\xff\xdb" in header and b"\xff\xc4" in header)
 
 
@@ -317,7 +317,7 @@ def _split_at_start_codes(data: Bytes) -> Iterator[Bytes]:
 
 
 def _strip(unit: Bytes) -> bytes:
-    """Leave out zeros that fill the space before the next start code."""
+    """Remove the zeros that pad a unit up to the next start code."""
     return bytes(unit[:1]) + bytes(unit[1:]).rstrip(b"\0")
 
 
@@ -333,7 +333,7 @@ def _read_list(data: bytes, at: int, count: int) -> tuple[list[Bytes], int]:
 
 
 def _read_number(data: bytes, at: int) -> tuple[int, int]:
-    """Return one of the numbers before an SEI message, and where the next one is."""
+    """Return one of the numbers before an SEI message, and the position after it."""
     value = 0
     while data[at] == 255:
         value, at = value + 255, at + 1

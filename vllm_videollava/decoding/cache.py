@@ -14,7 +14,7 @@ from cachetools import LRUCache
 from vllm_videollava.decoding.settings import read_settings
 
 Submit = Callable[[], Future[np.ndarray]]
-"""Begins to decode, and returns a future that is dropped when it is cancelled before its turn."""
+"""Queues a job and returns its future; cancelling the future before the job runs drops the job."""
 
 
 @dataclass(eq=False)
@@ -26,8 +26,8 @@ class _Pending:
 class DecodedVideos:
     """Decoded videos by key, up to `max_bytes`; the least recently used goes first.
 
-    A request for a video that is already being decoded for another one waits
-    for the same result; when no request waits any more, the job is dropped.
+    If a video is already being decoded for another request, a new request waits
+    for the same result. When no request waits any more, the job is dropped.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -36,7 +36,7 @@ class DecodedVideos:
         self._lock = threading.RLock()
 
     def get(self, key: Any, submit: Submit) -> np.ndarray:
-        """Return the pixels that `submit` decodes, or has decoded, or is about to decode for somebody else."""
+        """Return a video's pixels: from the cache, from a job that others already wait for, or by `submit`."""
         if isinstance(found := self._find(key, submit), np.ndarray):
             return found
         try:
@@ -45,7 +45,7 @@ class DecodedVideos:
             self._leave(found)
 
     async def get_async(self, key: Any, submit: Submit) -> np.ndarray:
-        """As `get`, without holding a thread."""
+        """Do the same as `get` without blocking a thread."""
         if isinstance(found := self._find(key, submit), np.ndarray):
             return found
         try:

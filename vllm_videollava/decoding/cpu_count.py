@@ -8,7 +8,7 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 
 def cpu_count() -> int:
-    """Return the number of processors that the affinity and the container's CPU quota leave, at least 1."""
+    """Return the number of processors that the affinity and the container's CPU quota allow, at least 1."""
     return max(1, min(len(os.sched_getaffinity(0)), *_quotas()))
 
 

@@ -1,4 +1,4 @@
-"""Data URLs and base64 as programs write them."""
+"""Reads data URLs and base64 in all the ways that programs write them."""
 
 import binascii
 import re
@@ -8,34 +8,34 @@ import pybase64
 from vllm_videollava.decoding.errors import MediaError
 
 HEADER_CHARACTERS = 4096
-"""Longest beginning of a data URL in which its data must begin."""
+"""The data of a data URL must begin within this many characters."""
 
 # Some programs write commas into parameters without quotes, as in "codecs=vp8,opus".
-# An unquoted "data:" is already data: that of an SVG with another data URL in it.
+# An unquoted "data:" is already part of the data: an SVG that contains another data URL.
 _PARAMETERS = r"""(?: ; (?: "(?:\\.|[^"\\])*" | (?!data:) [^;"] )* )*?"""
 _HEADER = re.compile(rf"\s* data: ([^;,]*) {_PARAMETERS} ; \s* base64 \s* ,", re.VERBOSE | re.IGNORECASE)
 
 _WHITE_SPACE = b" \t\n\r\f\v"
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-# The standard library decodes =2B quickly, and %2B slowly. Padding changes places with the percent sign meanwhile.
+# The standard library decodes =2B quickly but %2B slowly, so "=" and "%" are swapped while it decodes.
 _TO_QUOTED_PRINTABLE = bytes.maketrans(b"%=", b"=%")
 _TO_STANDARD_ALPHABET = bytes.maketrans(b"-_%", b"+/=")
 
 _UNQUOTED_AT_ONCE = 1 << 16
 
-# Base64 of this length almost surely contains a plus sign (99.9999 %).
+# Base64 of this length almost certainly contains a plus sign (99.9999 %).
 _CHARACTERS_WITH_A_PLUS = 1024
 
 
 def split_data_url(url: str) -> tuple[str, str]:
-    """Split a data URL, whose length costs no more than one copy of its data.
+    """Split a data URL into its media type and its data, copying the data only once.
 
     Returns:
-        The media type in lower case, without parameters, which may be empty,
-        and the data, base64 that `decode_base64` takes.
+        The media type, in lower case and without parameters (it may be empty),
+        and the data, as base64 for `decode_base64`.
 
     Raises:
-        MediaError: the data is not said to be base64.
+        MediaError: the URL does not say that its data is base64.
     """
     header = url[:HEADER_CHARACTERS]
     if match := _HEADER.match(header):
@@ -52,10 +52,10 @@ def decode_base64(kind: str, text: str) -> bytes:
     """Decode base64 with or without padding, line breaks and percent-encoding, in the standard or URL-safe alphabet.
 
     Args:
-        kind: "image" or "video", for the sentence.
+        kind: "image" or "video", for the error's sentence.
 
     Raises:
-        MediaError: a character belongs to none of these, or the length shows that some are missing.
+        MediaError: a character is not allowed in any of these, or the length shows that characters are missing.
     """
     try:
         return pybase64.b64decode(text, validate=True)
@@ -70,7 +70,7 @@ def decode_base64(kind: str, text: str) -> bytes:
 
 
 class _NotBase64Error(Exception):
-    """Says what is wrong, in half a sentence."""
+    """The fault in a text that is not base64, as half a sentence."""
 
 
 def _decode_leniently(text: str) -> bytes:
@@ -92,7 +92,7 @@ def _find_fault(text: str, digits: bytearray) -> str:
         return f"{place} is {other!r}"
     if b"=" in digits:
         return "it has padding (=) before its end"
-    return f"its length without white space and padding is {len(digits)}, which no data has; it may be cut off"
+    return f"its length without white space and padding is {len(digits)}, which is invalid; it may be cut off"
 
 
 def _digits(text: str) -> bytearray:
@@ -111,7 +111,7 @@ def _digits(text: str) -> bytearray:
 
 
 def _unquote(quoted: bytearray) -> bytearray:
-    """Decode quoted-printable piece by piece, because all at once takes three times the memory of the text."""
+    """Decode quoted-printable piece by piece; decoding it all at once takes three times the text's memory."""
     if b"=25" in quoted:
         raise _NotBase64Error("it is percent-encoded twice")
     unquoted, start = bytearray(), 0
@@ -121,14 +121,14 @@ def _unquote(quoted: bytearray) -> bytearray:
         end = escape_at_end if escape_at_end >= 0 else end
         unquoted += binascii.a2b_qp(quoted[start:end])
         start = end
-    # Text that is not an escape stays as it is or loses one byte.
+    # An escape loses two bytes; a "=" that does not begin one loses none or one.
     if len(quoted) - len(unquoted) != 2 * quoted.count(b"="):
         raise _NotBase64Error("it has a % without two hexadecimal digits after it")
     return unquoted
 
 
 def _plus_signs_are_spaces(text: str) -> bool:
-    """Tell whether the text was decoded as a form's; then the spaces stand where data was, and are not layout."""
+    """Tell whether the text was decoded as form data, so that its spaces were plus signs and are not layout."""
     if len(text) < _CHARACTERS_WITH_A_PLUS or " " not in text.strip() or any(plus in text for plus in "+-%"):
         return False
     lines = text[:HEADER_CHARACTERS].split()[:-1]

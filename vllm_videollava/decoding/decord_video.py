@@ -15,10 +15,10 @@ decord.logging.set_level(decord.logging.QUIET)
 def read_frames(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
     """Read `num_frames` frames, evenly spread over those that decord counts.
 
-    decord can also open files and addresses that a playlist names: `file` must be known to be none.
+    decord also opens the files and addresses that a playlist names, so `file` must not be a playlist.
 
     Returns:
-        uint8 `[num_frames, H, W, 3]`, RGB, rotated as the container asks, but not mirrored.
+        uint8 `[num_frames, H, W, 3]`, RGB, rotated as the container says, but not mirrored.
 
     Raises:
         MediaError: decord cannot read the file.

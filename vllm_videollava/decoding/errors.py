@@ -1,4 +1,4 @@
-"""The error for media that are refused, and how its sentence quotes a value."""
+"""The error for media that are refused, and the quoting of values in its sentence."""
 
 import reprlib
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ _SHORT.maxlevel = 1
 
 
 class MediaError(ValueError):
-    """One sentence about one image or video; vLLM's server answers with it and HTTP 400.
+    """One sentence about one image or video; vLLM's server sends it with HTTP 400.
 
     Args:
         sentence: what is wrong.
-        detail: more, for the log only.
-        url: where the client said that the medium is, if it did.
+        detail: more about it, for the log only.
+        url: the medium's URL, if the client gave one.
     """
 
     def __init__(self, sentence: str, *, detail: str | None = None, url: str | None = None) -> None:
@@ -24,7 +24,7 @@ class MediaError(ValueError):
 
 
 def shorten(value: object) -> str:
-    """Return a value from a request as a sentence may quote it: on one line, in at most 300 characters."""
+    """Return a value from a request in a form that a sentence can quote: one line of at most 300 characters."""
     if not isinstance(value, (Number, str, Mapping, list, tuple, type(None))):
         return f"an object of type {type(value).__name__!r}"
     try:

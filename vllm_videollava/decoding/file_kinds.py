@@ -1,10 +1,10 @@
-"""Recognises the kind of a file by its first bytes, for sentences about files of a wrong kind."""
+"""Recognises the kind of a file by its first bytes, so that an error can name it."""
 
 import re
 from typing import NamedTuple
 
 HEAD_BYTES = 4096
-"""Enough of a file for `recognize`."""
+"""The number of a file's first bytes that `recognize` needs."""
 
 
 class FileKind(NamedTuple):
@@ -12,8 +12,8 @@ class FileKind(NamedTuple):
 
     Attributes:
         name: with its article, for example "a web page (HTML)".
-        instead: what to send in place of it.
-        media: "image" and "video", as far as it may be one.
+        instead: the advice to the client, for example "send it as an image".
+        media: "image", "video", both or neither: the media that such a file may be.
     """
 
     name: str
@@ -22,7 +22,7 @@ class FileKind(NamedTuple):
 
 
 def recognize(head: bytes) -> FileKind | None:
-    """Tell the kind of a file from its first `HEAD_BYTES` bytes; None if it is not a known one."""
+    """Return the kind of a file, given its first `HEAD_BYTES` bytes, or None if the kind is not known."""
     for kind, signature in _SIGNATURES:
         if signature.match(head):
             return kind
@@ -33,20 +33,20 @@ def recognize(head: bytes) -> FileKind | None:
 
 
 def describe(head: bytes) -> str | None:
-    """Name the kind of a file, with its article, from its first bytes; None if it is not a known one."""
+    """Return the name of a file's kind, with its article, given its first bytes, or None if the kind is not known."""
     kind = recognize(head)
     return kind and kind.name
 
 
 def explain(medium: str, head: bytes) -> str | None:
-    """Say in one sentence that a file is something other than an image or a video, and what to do.
+    """Explain in one sentence why a file is not an image or not a video, and what to send.
 
     Args:
-        medium: "image" or "video", which the file should have been.
+        medium: "image" or "video", whichever the file was sent as.
         head: the file's first `HEAD_BYTES` bytes.
 
     Returns:
-        The sentence, or None if the file may be such a medium or is not of a known kind.
+        The sentence, or None if the file may be such a medium or its kind is not known.
     """
     kind = recognize(head)
     if kind is None or medium in kind.media:
@@ -64,7 +64,7 @@ def _group(instead: str, names: dict[str, bytes], *media: str) -> list[tuple[Fil
 
 _SIGNATURES = [
     *_group(
-        "this model takes no sound",
+        "this model does not take audio",
         {
             "audio (WAV)": rb"(RIFF|RF64)....WAVE",
             "audio (MP3)": rb"ID3[\x02-\x04]|(\xff[\xe2-\xe7\xf2-\xf7\xfa\xfb]).{20,}?\1",
@@ -85,7 +85,7 @@ _SIGNATURES = [
     *_group(
         "send it as an image",
         {
-            # With acTL it is an animation, which counts as a video.
+            # A PNG with acTL is animated, which counts as a video.
             "a picture (PNG)": rb"\x89PNG\r\n\x1a\n(?!.{25}.*acTL)",
             "a picture (JPEG)": rb"\xff\xd8\xff",
             "a picture (JPEG 2000)": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
@@ -207,12 +207,12 @@ _TEXTS = [
 
 
 def _decode_text(head: bytes) -> str | None:
-    """Decode what is text in a usual encoding, without spaces before it; None if it is not."""
+    """Decode a text in a usual encoding and strip the spaces before it; return None if it is not such a text."""
     encoding = "utf-16" if head.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = head.decode(encoding)
     except UnicodeDecodeError as error:
-        # The end of the head may split a character.
+        # The head may end in the middle of a character.
         if error.start < len(head) - 3:
             return None
         text = head[: error.start].decode(encoding)

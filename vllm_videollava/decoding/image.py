@@ -16,9 +16,9 @@ FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "PSD"),
     *("QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
-"""Pillow's names of those of its formats that start no other program."""
+"""The formats, by Pillow's names, that Pillow reads without starting another program."""
 
-# These two change the whole process, which is a worker that imports this module before its first file.
+# The next two statements affect the whole process. It is a worker, which imports this module before its first file.
 pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 # Pillow's own limit warns, and then raises at twice the size.
 Image.MAX_IMAGE_PIXELS = None
@@ -34,13 +34,12 @@ def decode_image(
 
     Args:
         file: the image, open for reading.
-        transform: from the upright picture, uint8 `[H, W, 3]`, to what is
-            wanted of it.
-        max_pixels: of the largest image, 0 for no limit; vLLM's VLLM_MAX_IMAGE_PIXELS.
+        transform: from the upright picture, uint8 `[H, W, 3]`, to the result.
+        max_pixels: limit for the number of pixels, 0 for none; vLLM's VLLM_MAX_IMAGE_PIXELS.
         background: see `to_rgb`.
 
     Returns:
-        What `transform` returned.
+        The result of `transform`.
 
     Raises:
         MediaError: the file is not an image that can be decoded, has too many pixels, or is too narrow.

@@ -1,4 +1,4 @@
-"""Every limit on images and videos, and the sentence that refuses what is beyond one."""
+"""Every limit on images and videos, each with the sentence of its error."""
 
 import math
 
@@ -10,11 +10,11 @@ MAX_IMAGE_PIXELS = "VLLM_MAX_IMAGE_PIXELS"
 """vLLM's own variable for images."""
 
 _MOST_CHARACTERS_OF_BASE64 = 5
-"""For each byte: 4 for 3 bytes, each of which may be written %2F, and some for layout."""
+"""Per byte: 3 bytes take 4 characters, each of them may be escaped as %2F, and layout takes some more."""
 
 
 def max_file_bytes(settings: Settings) -> int:
-    """Return the bytes of the largest file."""
+    """Return the largest number of bytes that a file may have."""
     return settings.max_media_mb << 20
 
 
@@ -25,7 +25,7 @@ def check_file_size(kind: str, num_bytes: int, settings: Settings) -> None:
         kind: "image" or "video".
 
     Raises:
-        MediaError: it is.
+        MediaError: the file is empty or too large.
     """
     if not num_bytes:
         raise MediaError(f"The {kind} is empty.")
@@ -34,17 +34,17 @@ def check_file_size(kind: str, num_bytes: int, settings: Settings) -> None:
 
 
 def check_base64_size(kind: str, num_characters: int, settings: Settings) -> None:
-    """Refuse base64 that cannot be that of a file of allowed size, since decoding it takes some times as much memory.
+    """Refuse base64 that is too long for any file of allowed size, before decoding multiplies its memory.
 
     Raises:
-        MediaError: it has too many characters.
+        MediaError: the base64 has too many characters.
     """
     if num_characters > _MOST_CHARACTERS_OF_BASE64 * max_file_bytes(settings):
         raise MediaError(f"The base64 of the {kind} has {num_characters} characters; {_file_limit(settings)}.")
 
 
 def check_sides(medium: str, height: int, width: int) -> None:
-    """Refuse what is too narrow: padded to a square, or scaled before the crop, it would be huge.
+    """Refuse a picture that is too narrow: it would be huge once padded to a square, or scaled before the crop.
 
     Raises:
         MediaError: one side is more than 64 times the other.
@@ -57,10 +57,10 @@ def check_sides(medium: str, height: int, width: int) -> None:
 
 
 def check_image_size(height: int, width: int, max_pixels: int) -> None:
-    """Refuse an image that is too narrow or has more than `max_pixels` pixels, of which 0 means no limit.
+    """Refuse an image that is too narrow or has more than `max_pixels` pixels; 0 means no limit.
 
     Raises:
-        MediaError: it is, or has.
+        MediaError: the image is too narrow or has too many pixels.
     """
     check_sides("The image", height, width)
     if 0 < max_pixels < width * height:
@@ -72,7 +72,7 @@ def check_frame_size(height: int, width: int, settings: Settings) -> None:
     """Refuse a video whose frames are too large or too narrow.
 
     Raises:
-        MediaError: they are.
+        MediaError: the frames are too large or too narrow.
     """
     num_pixels = width * height
     if num_pixels > settings.max_frame_pixels:
@@ -84,7 +84,7 @@ def check_frame_count(count: int, settings: Settings) -> None:
     """Refuse a video with too many frames.
 
     Raises:
-        MediaError: it has.
+        MediaError: the video has too many frames.
     """
     if count > settings.max_frames:
         raise _beyond(f"The video has at least {count} frames", "max_frames", settings)
@@ -94,7 +94,7 @@ def check_duration(seconds: float, settings: Settings) -> None:
     """Refuse a video that is too long.
 
     Raises:
-        MediaError: it is.
+        MediaError: the video is too long.
     """
     if seconds > settings.max_video_seconds:
         raise _beyond(f"The video lasts longer than {math.ceil(seconds) - 1} s", "max_video_seconds", settings)

@@ -1,17 +1,17 @@
-"""The pixels that a model takes."""
+"""The form of the pixels that a model takes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """The number of pixels that a model takes of each image and video, and how they are made.
+    """The size of the images and videos that a model takes, and the code whose preprocessing is followed.
 
     Attributes:
         num_frames: frames of a video.
-        image_size: side of an image.
-        video_size: side of a frame.
-        original: made as the original code makes them, or as transformers does.
+        image_size: side of an image, in pixels.
+        video_size: side of a frame, in pixels.
+        original: whether pixels are made as by the original code, rather than as by transformers.
     """
 
     num_frames: int
@@ -21,7 +21,7 @@ class PixelFormat:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Shape of a `PreparedImage`: cropped, and padded."""
+        """Shape of a `PreparedImage`, which holds the image twice: cropped and padded."""
         return (2, self.image_size, self.image_size, 3)
 
     @property

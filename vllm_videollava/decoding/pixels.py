@@ -1,7 +1,7 @@
-"""Images and frames to the towers' pixels: resize, crop and round, each format in its own way.
+"""Turns images and frames into the towers' pixels: resizes, crops and rounds, as each format's own code does.
 
-Pixels leave as uint8; the towers normalise them. Only the part that the crop
-keeps is computed. Sources: the original's `processing_image.py` and
+Results are uint8; the towers normalise them. Only the part that the crop keeps
+is computed. Sources: the original's `processing_image.py` and
 `processing_video.py` with torchvision 0.15 on tensors, and transformers'
 `VideoLlavaImageProcessor`.
 """
@@ -15,12 +15,12 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PADDING = tuple(int(mean * 255) for mean in IMAGE_MEAN)
 BICUBIC_A = -0.75
-"""PyTorch's constant of cubic convolution; Pillow has -0.5."""
+"""PyTorch's constant for cubic convolution; Pillow's is -0.5."""
 ROWS_AT_A_TIME = 256
 
 
 class PreparedImage(np.ndarray):
-    """Finished pixels of an image, cropped and padded, uint8 `[2, size, size, 3]`; the request decides between them."""
+    """Finished pixels of an image, uint8 `[2, size, size, 3]`: cropped and padded; each request uses one of the two."""
 
 
 class PreparedVideo(np.ndarray):
@@ -32,10 +32,10 @@ def image_pixels(rgb: np.ndarray, size: int, *, original: bool, pad: bool = Fals
 
     Args:
         rgb: uint8 `[H, W, 3]`.
-        original: as the original code (bicubic, not antialiased) or as
-            transformers (bicubic, antialiased).
-        pad: put the image in the middle of a square of the mean colour first,
-            as the original's benchmarks do.
+        original: whether to do it as the original code (bicubic, not
+            antialiased) or as transformers (bicubic, antialiased).
+        pad: whether to put the image in the middle of a square of the mean
+            colour first, as the original's benchmarks do.
 
     Returns:
         uint8 `[size, size, 3]`.
@@ -64,8 +64,8 @@ def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
 
     Args:
         frame: uint8 `[H, W, 3]`, RGB.
-        original: as the original code (bilinear, not antialiased) or as
-            transformers (bicubic, antialiased).
+        original: whether to do it as the original code (bilinear, not
+            antialiased) or as transformers (bicubic, antialiased).
 
     Returns:
         uint8 `[size, size, 3]`.
@@ -73,7 +73,7 @@ def frame_pixels(frame: np.ndarray, size: int, *, original: bool) -> np.ndarray:
     if not original:
         return _pillow_pixels(frame, size)
     height, width, _ = frame.shape
-    # The division comes first, unlike for images: floating point may then give one less than the whole result.
+    # Unlike for images, the division comes first; rounding errors may then make the result one too small.
     longer = math.floor(max(height, width) / min(height, width) * size)
     return _sample(frame, (size, longer) if height <= width else (longer, size), size, _bilinear_taps)
 
@@ -87,8 +87,8 @@ def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps, square: i
     """Resize `[H, W, 3]` to `scaled`, but compute only the `size` x `size` pixels in the middle.
 
     Args:
-        square: side of the square in whose middle the image is thought to
-            lie, which is never made; 0 for none.
+        square: side of an imagined square with the image in its middle, which
+            is never built; 0 for none.
     """
     height, width, _ = rgb.shape
     rows, row_weights = taps(square or height, scaled[0], size)
@@ -98,7 +98,7 @@ def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps, square: i
     near = rgb[rows.ravel().clip(0, height - 1)]
     near[(rows.ravel() < 0) | (rows.ravel() >= height)] = PADDING
     near = near.reshape(rows.size, -1)
-    # With channels as separate columns, all values that are added are contiguous.
+    # With the channels as separate columns, each addition runs over contiguous values.
     mixed = 0
     for tap, weights in zip(columns, column_weights, strict=True):
         values = near.take((tap.clip(0, width - 1)[:, None] * 3 + np.arange(3)).ravel(), axis=1)
@@ -110,14 +110,14 @@ def _sample(rgb: np.ndarray, scaled: tuple[int, int], size: int, taps, square: i
 
 
 def _bilinear_taps(length: int, scaled_length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which 2 pixels along a side make each of the `size` new ones, and their weights, `[2, size]` each."""
+    """Return the 2 old pixels that make each of the `size` new ones along a side, and weights, `[2, size]` each."""
     places = _places(length, scaled_length, size).clip(0)
     first = np.floor(places)
     return _within(first, np.arange(2), length), np.stack([1 - (places - first), places - first])
 
 
 def _bicubic_taps(length: int, scaled_length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return which 4 pixels along a side make each of the `size` new ones, and their weights, `[4, size]` each."""
+    """Return the 4 old pixels that make each of the `size` new ones along a side, and weights, `[4, size]` each."""
     places = _places(length, scaled_length, size)
     first, offsets = np.floor(places), np.arange(-1, 3)
     distances = np.abs(places - first - offsets[:, None].astype(np.float32))
@@ -127,7 +127,7 @@ def _bicubic_taps(length: int, scaled_length: int, size: int) -> tuple[np.ndarra
 
 
 def _places(length: int, scaled_length: int, size: int) -> np.ndarray:
-    """Return where the centres of the `size` new pixels in the middle lie on the old side, as exact as PyTorch."""
+    """Return the positions on the old side of the centres of the middle `size` new pixels, as exactly as PyTorch."""
     start = round((scaled_length - size) / 2)
     new = np.arange(start, start + size, dtype=np.float32)
     return np.float32(length / scaled_length) * (new + np.float32(0.5)) - np.float32(0.5)
@@ -145,16 +145,16 @@ def _pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def _padded_pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
-    """Resize the square of the mean colour with the image in its middle, but make only the parts near the image.
+    """Resize a square of the mean colour with the image in its middle, but compute only the parts near the image.
 
-    Pillow resizes rows first, and each on its own; of all that is none of the
-    image the mean colour is left.
+    Pillow resizes along rows first, each row on its own. Everything that the
+    image does not reach keeps the mean colour.
     """
     height, width, _ = rgb.shape
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     first, last = _reached_pixels(left, width, side, size)
-    # The part of the square's width that the image covers, and its bounds among the old pixels.
+    # The part of the square's width that the image reaches: its exact bounds in old pixels, and whole pixels around it.
     edges = first * side / size, last * side / size
     start, stop = math.floor(edges[0]), math.ceil(edges[1])
     narrow = np.full((side, size, 3), PADDING, np.uint8)
@@ -169,10 +169,10 @@ def _padded_pillow_pixels(rgb: np.ndarray, size: int) -> np.ndarray:
 
 
 def _reached_pixels(left: int, width: int, side: int, size: int) -> tuple[int, int]:
-    """Return the first of the `size` new pixels of a row that an image at `left` may reach, and the one past the last.
+    """Return the range of the `size` new pixels of a row that an image at `left` may reach: the first, and the end.
 
-    Where they lie among the old pixels is a number of 32nds or so, which
-    Pillow's box of 32-bit floats holds exactly.
+    Their positions among the old pixels are multiples of 1/32 or so, which the
+    32-bit floats of Pillow's box hold exactly.
     """
     step = size // (size & -size)
     scale = side / size

@@ -1,4 +1,4 @@
-"""Decodes in other processes, so that no file can take this one down and no slow file holds up the others."""
+"""Decodes in separate processes, so that no file can crash this one and no slow file holds up the others."""
 
 import atexit
 import json
@@ -28,12 +28,12 @@ from vllm_videollava.decoding.settings import Settings, read_settings
 from vllm_videollava.decoding.worker import MESSAGE_BYTES, Outcome, Request
 
 MAX_THREADS = 8
-"""The most threads of one decoder; more help little, and each takes memory."""
+"""The largest number of threads for one decoder; more would help little, and each takes memory."""
 SMALL_BYTES = 1 << 20
-"""A video of fewer bytes passes larger ones by."""
+"""A video with fewer bytes does not wait for larger ones."""
 SECONDS_TO_START = 60
 WAITING_FACTOR = 4
-"""A decoder that has to wait for a processor has so many times its limit."""
+"""A decoder may take its time limit multiplied by this, because it may have to wait for a processor."""
 SECONDS_OF_GRACE = 5
 """Grace before killing a worker that its own timer did not end, for example a stopped one."""
 MAX_SENTENCE = 500
@@ -47,11 +47,11 @@ ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 
 
 class DecoderUnavailableError(RuntimeError):
-    """Decoding does not work here at present, whatever the medium is."""
+    """Decoding does not work here at present, for any medium."""
 
 
 class Lane(IntEnum):
-    """Jobs that wait for each other, the slowest first; a faster lane may use what the slower ones leave."""
+    """Queues of jobs, the slowest first; a faster lane may use the workers that slower ones leave free."""
 
     LARGE_VIDEO = 0
     SMALL_VIDEO = 1
@@ -64,10 +64,10 @@ class Job:
 
     Attributes:
         kind: "image" or "video".
-        function: module:name, so that decoders are imported in workers only; called with `data` as an open file and
-            with `arguments`, and with `threads` if it is `threaded`.
-        shape: of the uint8 array that `function` returns.
-        future: of that array, or of a MediaError.
+        function: module:name, so that only workers import decoders; called with `data` as an open file, with
+            `arguments`, and with `threads` if the job is `threaded`.
+        shape: shape of the uint8 array that `function` returns.
+        future: resolves to that array or to an error.
     """
 
     kind: str
@@ -86,17 +86,17 @@ class Job:
 
 
 class DecodePool:
-    """Processes that decode, one medium at a time each; they are started when needed, and replaced when they end.
+    """Processes that each decode one medium at a time; they are started when needed and replaced when they end.
 
-    As many large videos are decoded at once as there are processors (or
-    `decode_workers`); a quarter as many small videos, and again as many
-    images, never wait for them. Nor are large videos held up for good: one of
-    them is decoded at any time that some wait.
+    There is one place for a large video per processor (or `decode_workers` of
+    them). A quarter as many places are added for small videos, and as many
+    again for images, so that these never wait for large videos. Large videos
+    are not starved either: while some wait, one of them is always being decoded.
     """
 
     def __init__(self, settings: Settings, num_sharers: int = 1) -> None:
         """Args:
-        num_sharers: processes, this one among them, that have a pool each on this machine's processors.
+        num_sharers: number of processes on this machine that have such a pool, this one included.
         """
         self.settings = settings
         self._num_cores = max(1, cpu_count() // num_sharers)
@@ -116,7 +116,7 @@ class DecodePool:
         """Decode a medium as soon as a worker is free for it.
 
         Returns:
-            The job's future. A job that still waits is dropped when it is cancelled.
+            The job's future; cancelling it drops a job that still waits.
         """
         with self._lock:
             self._queued[job.lane].append(job)
@@ -132,12 +132,12 @@ class DecodePool:
         return job.future
 
     def add_user(self, user: object) -> None:
-        """Keep what is queued as long as somebody is left who could want it."""
+        """Register a user; jobs are kept as long as any user is left."""
         with self._lock:
             self._users.add(user)
 
     def remove_user(self, user: object) -> None:
-        """Drop what waits and what is done, if nobody is left who could want it."""
+        """Unregister a user; if it was the last one, drop all waiting and running jobs."""
         with self._lock:
             self._users.discard(user)
             if self._users:
@@ -145,7 +145,7 @@ class DecodePool:
         self._drop_all()
 
     def close(self) -> None:
-        """Drop everything, and end the workers for good."""
+        """Drop all jobs and end the workers for good."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -173,7 +173,7 @@ class DecodePool:
                 self._queued[lane] = deque(job for job in jobs if job.future is not future)
 
     def _take(self) -> Job | None:
-        """Take the next job that may run, from a lane of which none runs, or else from the fastest."""
+        """Take the next job that may run: from a lane with no running job, or else from the fastest lane."""
         while True:
             with self._lock:
                 lanes = [lane for lane in Lane if self._may_run(lane)]
@@ -200,7 +200,7 @@ class DecodePool:
             self._dropped.discard(job)
 
     def _work(self, job: Job | None) -> None:
-        """Decode a job, and then others as long as any may run."""
+        """Do a job, and then others for as long as any may run."""
         while job is not None:
             self._do(job)
             self._release(job)
@@ -211,7 +211,7 @@ class DecodePool:
             job.future.set_result(self._decode(job))
         except BaseException as error:
             refusal = DecoderUnavailableError(ENDING) if job in self._dropped else error
-            # The traceback's frames hold the job and its file, in a reference cycle with the future.
+            # The traceback's frames would keep the job and its file alive, in a reference cycle with the future.
             job.future.set_exception(refusal.with_traceback(None))
 
     def _decode(self, job: Job) -> np.ndarray:
@@ -225,7 +225,7 @@ class DecodePool:
             if dropped:
                 raise DecoderUnavailableError(ENDING)
             self._start_spare()
-            # Whether a video is refused must not depend on the number of others.
+            # The limit must not depend on how many other videos are being decoded.
             return worker.run(job, threads, self.settings.decode_seconds * most_threads, self.settings)
         finally:
             self._put_back(worker, next_turn=True)
@@ -239,10 +239,10 @@ class DecodePool:
         return None
 
     def _put_back(self, worker: "_Worker", *, next_turn: bool) -> None:
-        """Keep an idle worker for the next job, or as a spare."""
+        """Keep a worker that is now idle for the next job, or as a spare; close it if it is not needed."""
         with self._lock:
             self._busy.discard(worker)
-            # A worker that was started while others became free is not needed.
+            # A worker is not needed if others became free while it was starting.
             has_room = len(self._idle) + len(self._busy) < self._most_running[-1]
             keeps = has_room and worker.is_alive() and not self._closed
             if keeps:
@@ -251,7 +251,7 @@ class DecodePool:
             worker.close()
 
     def _start_spare(self) -> None:
-        """Start a worker for the next job, which need not wait for that then, unless there is one already."""
+        """Start a spare worker, so that the next job need not wait for one, unless there is one already."""
         with self._lock:
             if self._idle or self._starting or len(self._busy) >= self._most_running[-1]:
                 return
@@ -263,7 +263,7 @@ class DecodePool:
 
     def _add_spare(self) -> None:
         try:
-            # If it fails, the next job that needs it says so.
+            # If this fails, the next job that needs a worker reports it.
             with suppress(DecoderUnavailableError):
                 self._put_back(_Worker(), next_turn=False)
         finally:
@@ -271,10 +271,10 @@ class DecodePool:
 
 
 class _Worker:
-    """One process; its socket closes when this one ends, however it ends, and then it ends too.
+    """One decoding process; it ends when its socket closes, which happens however this process ends.
 
     Raises:
-        DecoderUnavailableError: it does not start.
+        DecoderUnavailableError: the process does not start.
     """
 
     def __init__(self) -> None:
@@ -284,7 +284,7 @@ class _Worker:
                 self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 unless_started.enter_context(self._socket)
                 with theirs:
-                    # In a session of its own, it does not receive Ctrl-C.
+                    # A new session keeps Ctrl-C away from it.
                     self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
             except OSError as error:
                 raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
@@ -304,7 +304,7 @@ class _Worker:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End the process; whoever waits for its answer in another thread gets none."""
+        """End the process; another thread that waits for its answer gets none."""
         self._process.kill()
         self._process.wait()
 
@@ -313,14 +313,14 @@ class _Worker:
         self._socket.close()
 
     def run(self, job: Job, threads: int, seconds_of_work: float, settings: Settings) -> np.ndarray:
-        """Decode a medium; the worker lives on only if it answers as it should.
+        """Decode a medium; end the worker unless it gives a proper answer.
 
         Args:
             seconds_of_work: processor time that the decoder may take.
 
         Raises:
             MediaError: the medium cannot be decoded, or not within the settings.
-            DecoderUnavailableError: the system has ended the worker.
+            DecoderUnavailableError: the system has ended the worker, or communication with it failed.
         """
         outcome, result, array, exit_code = Outcome.CRASHED, None, None, None
         seconds = settings.decode_seconds * WAITING_FACTOR
@@ -359,7 +359,7 @@ class _Worker:
             socket.send_fds(self._socket, [pickle.dumps(tuple(request))], [file.fileno()])
 
     def _receive(self) -> tuple[Outcome, Any, list[int]]:
-        """Receive an answer and its descriptors; what no worker says counts as a crash."""
+        """Receive an answer and its descriptors; a message that no worker would send counts as a crash."""
         try:
             message, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
         except TimeoutError:
@@ -382,13 +382,13 @@ class _Worker:
 
 def _environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name in ENVIRONMENT or name.startswith("PYTHON")}
-    # The worker must find the same package as this process; numpy would start a thread for each core.
+    # The worker must find the same package as this process, and NumPy must not start a thread for each core.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     return {**kept, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _read_array(descriptors: list[int], answered: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Read the array of the expected shape, or return None if it is something else."""
+    """Read an array of the expected shape; return None if the answer is anything else."""
     size = math.prod(shape)
     if answered != list(shape) or not descriptors:
         return None
@@ -419,7 +419,7 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
         return takes_too_long(medium, settings)
     if exit_code == -signal.SIGKILL:
         return DecoderUnavailableError(
-            f"{medium} was not decoded: the system ended its decoder, perhaps for want of memory. Try again later."
+            f"{medium} was not decoded: the system ended its decoder, perhaps because memory ran out. Try again later."
         )
     if outcome == Outcome.FAILED:
         return MediaError(f"{medium} cannot be decoded; {OTHER_FORMAT[job.kind]}.", detail=_one_line(str(result)))
@@ -428,7 +428,7 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
 
 
 def _one_line(text: str) -> str:
-    """Return what may go to a client and into a log, whoever wrote it."""
+    """Return a text in a form that is safe for clients and logs: one short, printable line."""
     text = " ".join(text.split())
     text = text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE - 3]}..."
     return "".join(character if character.isprintable() else "?" for character in text)
@@ -441,7 +441,7 @@ def shared_pool(num_sharers: int = 1) -> DecodePool:
     """Return this process's pool; the first call makes it.
 
     Args:
-        num_sharers: processes, this one among them, that have a pool each on this machine's processors.
+        num_sharers: see `DecodePool`.
 
     Raises:
         ValueError: a setting in the environment is not valid.

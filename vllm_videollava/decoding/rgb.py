@@ -1,4 +1,4 @@
-"""Turns a picture of any mode into upright 8-bit RGB, in the worker and for pictures handed over offline."""
+"""Turns a picture of any mode into upright 8-bit RGB, for workers and for pictures that offline users pass."""
 
 from typing import Any
 
@@ -17,32 +17,35 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""For each EXIF orientation, the operation that turns the picture upright."""
+"""The operation that turns a picture upright, by EXIF orientation."""
 _STRAIGHT_ALPHA = {"RGBa": "RGBA", "La": "LA"}
 
 
 def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
     """Convert a picture to upright RGB.
 
-    Grey of more than 8 bits is scaled, where Pillow clips it: 16 bits from
-    their whole range. 32-bit integers and floats have no range of their own:
-    floats from 0 to 1 are scaled from these; integers, and floats that are
-    whole, from 0 to 255 stay as they are; other integers up to 65535 are taken
-    for 16 bits; anything else is scaled from its lowest value, or 0 if that is
-    less, to its highest.
+    Grey of more than 8 bits is scaled, where Pillow would clip it. 16-bit grey
+    is scaled from its full range. 32-bit integers and floats have no fixed
+    range, so it depends on the values:
+
+    - floats from 0 to 1 are scaled from that range;
+    - integers, and floats that are whole, from 0 to 255 stay as they are;
+    - other integers from 0 to 65535 are treated as 16-bit grey;
+    - anything else is scaled from its lowest value, or 0 if that is lower, to
+      its highest value, or 0 if that is higher.
 
     Args:
-        background: the colour behind transparent pixels, as vLLM blends them;
-            with None transparency is dropped, as the original code does.
+        background: the colour behind transparent pixels, blended as by vLLM;
+            None drops transparency, as the original code does.
 
     Returns:
         uint8 `[H, W, 3]`.
 
     Raises:
         MediaError: values are infinite or not a number.
-        Exception: whatever Pillow raises for a file that is damaged.
+        Exception: any error that Pillow raises for a damaged file.
     """
-    # Load here and not while reading the orientation, so that errors in the pixels are reported.
+    # Loaded here so that errors in the pixels are reported; reading the orientation ignores errors.
     image.load()
     turn = _TURNS.get(_read_orientation(image))
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
@@ -61,7 +64,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
 
 
 def _read_orientation(image: Image.Image) -> Any:
-    # Damaged EXIF data may raise anything; the picture is still fine.
+    # Damaged EXIF data may raise anything; the picture itself is still fine.
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if isinstance(orientation, int) else None
@@ -84,7 +87,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 def _full_range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
     """Return the values that become black and white."""
     if image.mode.startswith("I;"):
-        # TIFF also has grey of 12 bits.
+        # TIFF files may also have 12-bit grey.
         (bits,) = getattr(image, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (16,))
         return 0, 2**bits - 1
     low, high = float(values.min()), float(values.max())

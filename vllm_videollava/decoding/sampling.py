@@ -4,7 +4,7 @@ import numpy as np
 
 
 def sample_indices(num_clip_frames: int, num_frames: int) -> np.ndarray:
-    """Return the frames to take, evenly spread from the first to the last; a shorter video repeats some.
+    """Return the indices of the frames to take, evenly spread from first to last; short videos repeat some.
 
     Source: the original's `load_and_transform_video`.
     """
@@ -12,5 +12,5 @@ def sample_indices(num_clip_frames: int, num_frames: int) -> np.ndarray:
 
 
 def sample_array(frames: np.ndarray, num_frames: int) -> np.ndarray:
-    """Take `num_frames` of the frames `[N, ...]` of a video that is already decoded."""
+    """Take `num_frames` of the frames `[N, ...]` of a decoded video."""
     return frames[sample_indices(len(frames), num_frames)]

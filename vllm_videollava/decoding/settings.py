@@ -1,4 +1,4 @@
-"""The settings for media, read from the environment. README.md has the same table."""
+"""Reads the settings for media from the environment. README.md has the same table."""
 
 import functools
 import importlib.util
@@ -10,7 +10,7 @@ DECODERS = ("pyav", "decord")
 
 @dataclass(frozen=True)
 class Settings:
-    """The decoder and its limits. Each field is set by VIDEO_LLAVA_ and its name in capitals.
+    """The decoder and its limits. The variable VIDEO_LLAVA_ plus a field's name in capitals sets the field.
 
     Attributes:
         decoder: what decodes videos, pyav or decord.
@@ -42,7 +42,7 @@ def variable(field: str) -> str:
 
 @functools.cache
 def read_settings() -> Settings:
-    """Read the environment, once for all of a process.
+    """Read the environment; a process does so only once.
 
     Raises:
         ValueError: a variable has a value that is not supported, or names a decoder that is not installed.

@@ -1,10 +1,10 @@
 """Decodes the frames of a video that the model sees, and few others.
 
 They are exactly the frames that decoding the whole video would give. For speed,
-only groups of pictures with a wanted frame are decoded, from their key frame on,
-without pictures that no other picture depends on. If the video does not say
-enough for that, or decoding shows that it said something wrong, all of it is
-decoded.
+only groups of pictures with a wanted frame are decoded, each from its key frame
+on, and pictures that no other picture depends on are skipped. If the video has
+too little information for that, or decoding shows that it is wrong, the whole
+video is decoded.
 """
 
 import io
@@ -27,19 +27,19 @@ from vllm_videollava.decoding.limits import check_duration, check_frame_count, c
 from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.decoding.settings import Settings
 
-# Other formats of FFmpeg can open further files or addresses; these cannot.
+# These formats cannot open further files or addresses; others of FFmpeg's can.
 FORMATS = (
     "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,flv,asf,ogg,gif,apng,h264,hevc,ivf,obu,mjpeg,"
     "yuv4mpegpipe,mxf,nut,dv,rm,3gp,wtv,vob"
 )
-# Brands of MP4 files with one picture, perhaps in tiles, of which FFmpeg would show only one.
+# Brands of MP4 files that hold one picture, perhaps in tiles; FFmpeg would show only one of the tiles.
 PICTURE_BRANDS = {"avif", "heic", "heim", "heis", "heix", "mif1"}
-# In these, each packet is one picture with its time, and key frames can be trusted.
+# In these formats, each packet is one picture with its time, and key frames can be trusted.
 INDEXED_FORMATS = {"mov", "matroska", "mpegts", "flv"}
-# For these, FFmpeg can tell that no other picture depends on a picture.
+# For these codecs, FFmpeg can tell whether other pictures depend on a picture.
 SKIPPABLE_CODECS = {"h264", "mpeg4"}
-# FFmpeg may return several frames for one packet. decord then sometimes loses packets and returns wrong frames or none
-# (dmlc/decord#246).
+# For these codecs, FFmpeg may return several frames for one packet. decord then sometimes loses packets and returns
+# wrong frames or none (dmlc/decord#246).
 NOT_FOR_DECORD = {"av1", "hevc"}
 # PyAV 18 refuses titles that are not UTF-8 unless told to replace them; 19 keeps them, and has no such option.
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -48,11 +48,11 @@ Transform = Callable[[np.ndarray], np.ndarray]
 
 
 class _NoVideoError(Exception):
-    """The file can be read but contains no video; says so in one sentence."""
+    """The file can be read but contains no video; the message is one sentence."""
 
 
 class _IndexError(Exception):
-    """The video's packets promised a frame that decoding from its key frame did not give."""
+    """Decoding from a key frame did not give a frame that the video's packets promised."""
 
 
 def decode_frames(
@@ -63,10 +63,10 @@ def decode_frames(
     Args:
         file: the video, open for reading.
         transform: from an upright frame, uint8 `[H, W, 3]`, RGB, to the result.
-        threads: how many the decoder may use.
+        threads: number of threads that the decoder may use.
 
     Returns:
-        What `transform` returned for each frame, stacked.
+        The stacked results of `transform`, one for each frame.
 
     Raises:
         MediaError: the file is not a video that can be decoded, or goes beyond `settings`.
@@ -87,10 +87,10 @@ def decode_picture_sequence(
     Args:
         file: base64 of each picture, with commas between them.
         transform: as for `decode_frames`.
-        max_pixels: of the largest picture, as for `decode_image`.
+        max_pixels: as for `decode_image`.
 
     Returns:
-        What `transform` returned for each picture, stacked.
+        The stacked results of `transform`, one for each picture.
 
     Raises:
         MediaError: a picture that is needed cannot be decoded, or the video goes beyond `settings` or `max_pixels`.
@@ -108,7 +108,7 @@ def decode_picture_sequence(
 
 
 def _find_pictures(text: bytes, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Yield wanted places in a list with commas, and what stands there; the list is not split, to save memory."""
+    """Yield each wanted index of a comma-separated list and the item there; to save memory, the list is not split."""
     start = 0
     for index in range(max(wanted) + 1):
         end = text.find(b",", start)
@@ -138,7 +138,7 @@ def _explain(file: BinaryIO) -> str | None:
 def _say(error: Exception) -> str:
     if isinstance(error, _NoVideoError):
         return str(error)
-    # What FFmpeg says, such as "Operation not permitted", is seldom what is wrong.
+    # FFmpeg's own messages, such as "Operation not permitted", seldom name the real fault.
     return "The video is damaged, or in a format that is not supported."
 
 
@@ -167,7 +167,7 @@ def _decode(file: BinaryIO, num_frames: int, transform: Transform, settings: Set
 def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarray:
     from vllm_videollava.decoding.decord_video import read_frames
 
-    # PyAV found a video, which may consist of pictures. But decord would open the files that a playlist names.
+    # PyAV found a video, or pictures that make one. But to decord it may be a playlist, whose files decord would open.
     file.seek(0)
     kind = recognize(file.read(HEAD_BYTES))
     if kind and not kind.media:
@@ -176,7 +176,7 @@ def _read_with_decord(file: BinaryIO, num_frames: int, threads: int) -> np.ndarr
 
 
 def _mirror(context, packets: list[av.Packet]) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what makes a frame upright that decord has rotated only, though its container also mirrors it."""
+    """Return a function that makes decord's frames upright: decord rotates them but never mirrors them."""
     for packet in [*packets, None]:
         with _passing_damage():
             for frame in context.decode(packet):
@@ -204,7 +204,7 @@ def _open(file: BinaryIO, threads: int) -> Iterator[tuple[av.container.InputCont
 
 
 def _read_packets(container, stream, settings: Settings) -> list[av.Packet]:
-    """Read a video's packets, all of them or as far as the file goes."""
+    """Read a video's packets up to the end, or up to where the file is cut off or damaged."""
     packets = []
     with _passing_damage():
         for packet in container.demux(stream):
@@ -219,7 +219,7 @@ def _read_packets(container, stream, settings: Settings) -> list[av.Packet]:
 
 @contextmanager
 def _passing_damage(otherwise: Exception | None = None) -> Iterator[None]:
-    """Pass over what FFmpeg says of damage, as players do, or raise something else for it."""
+    """Ignore FFmpeg's errors about damage, as players do, or raise `otherwise` instead."""
     try:
         yield
     except MemoryError:
@@ -251,7 +251,7 @@ def _decode_indexed(
     keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
     groups: dict[int, set[int]] = {}
     for time in wanted:
-        # A picture stored after a key frame but shown before it may depend on earlier pictures.
+        # A picture that is stored after a key frame but shown before it may depend on pictures before that key frame.
         key = max((key for key in keys if key <= position[time] and packets[key].pts <= time), default=0)
         groups.setdefault(key, set()).add(time)
     results: dict[int, np.ndarray] = {}
@@ -266,7 +266,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
     """Decode packets from a key frame on, and yield the frames whose times are wanted.
 
     Raises:
-        _IndexError: damage was met, which decoding the whole video may be free of.
+        _IndexError: decoding met damage that decoding the whole video may not meet.
     """
     context.flush_buffers()
     skips = context.name in SKIPPABLE_CODECS
@@ -278,7 +278,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
         with _passing_damage(otherwise=_IndexError()):
             frames = context.decode(packet)
         for frame in frames:
-            # The decoder fills its gaps from pictures that were skipped here.
+            # The decoder conceals damage with other pictures, some of which were skipped here.
             if frame.is_corrupt:
                 raise _IndexError
             missing.discard(frame.pts)
@@ -291,7 +291,7 @@ def _decode_group(context, packets: list[av.Packet], wanted: set[int]) -> Iterat
 def _decode_whole(
     file: BinaryIO, threads: int, guess: int, num_frames: int, transform: Transform, settings: Settings
 ) -> np.ndarray:
-    """Decode a video from first to last, and once more if it does not have as many frames as guessed."""
+    """Decode the whole video, and do so again if it turns out not to have the guessed number of frames."""
     wanted = sample_indices(guess, num_frames)
     results: dict[int, np.ndarray] = {}
     count = 0
@@ -329,11 +329,12 @@ def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
 
 
 def _turn(rgb: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Rotate and mirror a frame by multiples of 90 degrees, as the container asks.
+    """Mirror a frame and rotate it by a multiple of 90 degrees, as the container says.
 
     Args:
-        matrix: int32 `[9]`, of which the first two columns of the first two
-            rows say where a step to the right and a step down lead.
+        matrix: int32 `[9]`. The first two values of its first row are the
+            direction of a step to the right; those of its second row, of a
+            step down.
     """
     a, b, c, d = (int(matrix[index]) for index in (0, 1, 3, 4))
     if abs(a) < abs(b):
@@ -348,7 +349,7 @@ def _is_webp(file: BinaryIO) -> bool:
 
 
 def _decode_webp(file: BinaryIO, num_frames: int, transform: Transform, settings: Settings) -> np.ndarray:
-    """Decode with Pillow, whose limit of pixels `image` has lifted: FFmpeg has no animated WebP."""
+    """Decode with Pillow, because FFmpeg cannot decode animated WebP; `image` has lifted Pillow's limit on pixels."""
     with Image.open(file, formats=("WEBP",)) as image:
         check_frame_size(image.height, image.width, settings)
         count = image.n_frames

@@ -1,14 +1,14 @@
 """A process that decodes for `pool`: python -P -m vllm_videollava.decoding.worker
 
-Its standard input is a socket. When it has started it says that it is ready.
-A request is the name of a function with its arguments, pickled, and a file
-descriptor with the medium. An answer is a file descriptor with a uint8 array
-and its shape, or what went wrong, in JSON: nothing from a process that has
-decoded a hostile file may be unpickled. Both files lie in memory and have no
-name, so that none can be left behind. Nobody is hurt when this process dies:
-the kernel ends it when a request takes too long, or when the process that
-asked is gone. It is not a sandbox: code that takes it over can still reach
-files and the network.
+Its standard input is a socket. Once started, it reports that it is ready. A
+request is a function's name with its arguments, pickled, and a descriptor of a
+file with the medium. An answer is an outcome in JSON: an array's shape, with a
+descriptor of a file that holds the uint8 array, or an error. Answers are not
+pickled, because nothing from a process that has decoded a hostile file may be
+unpickled. Both files are in memory and have no name, so that none can be left
+behind. Nobody is hurt when this process dies: the kernel ends it when a request
+takes too long, or when the parent process is gone. It is not a sandbox: code
+that takes it over can still reach files and the network.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 class Outcome(IntEnum):
-    """The outcome of a request; a worker reports the first four, and `READY` once before them."""
+    """The outcome of a request; a worker reports `READY` once at its start, and then only the first four."""
 
     ANSWERED = 0
     REFUSED = 1
@@ -50,9 +50,9 @@ class Request(NamedTuple):
 
     Attributes:
         function: module:name, called with the medium as an open file and with `arguments`; returns uint8.
-        seconds_of_work: processor time of all its threads.
-        seconds: in which that must be done.
-        memory_bytes: beyond what the worker takes when it has started.
+        seconds_of_work: limit for the processor time of all threads together.
+        seconds: limit for the elapsed time.
+        memory_bytes: limit for the memory, beyond what the worker has at its start.
     """
 
     function: str
@@ -63,7 +63,7 @@ class Request(NamedTuple):
 
 
 Answer = tuple[Outcome, Any]
-"""The outcome, and a shape, a sentence, nothing or the error's text."""
+"""The outcome, and with it a shape, a sentence, nothing or an error's text."""
 
 
 def main() -> None:
@@ -72,7 +72,7 @@ def main() -> None:
     from vllm_videollava.decoding import image, video  # noqa: F401
 
     gc.freeze()
-    # The parent process may be gone at any time.
+    # The parent process may end at any time.
     with suppress(ConnectionError):
         _serve(socket.socket(fileno=0))
 
@@ -115,7 +115,7 @@ def _answer(function, arguments: dict[str, Any], descriptor: int) -> tuple[Answe
 
 
 def _give_up_privileges() -> None:
-    """Leave no core file with a client's medium, gain no rights, and be the kernel's first choice if memory ends."""
+    """Prevent core files with a client's medium and new privileges; be the first to go when memory runs out."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit(resource.RLIMIT_NOFILE, 64)
     ctypes.CDLL(None).prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -124,13 +124,13 @@ def _give_up_privileges() -> None:
 
 
 def _limit(what: int, amount: int) -> None:
-    """Set a limit, within one that somebody else has set for good."""
+    """Set a limit, but no higher than the hard limit that is already in force."""
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (amount if hard == resource.RLIM_INFINITY else min(amount, hard), hard))
 
 
 def _set_timers(seconds_of_work: float, seconds: float) -> None:
-    """Have the kernel end this process after so much work, and after so much time; 0 for never."""
+    """Have the kernel end this process after so much processor time or so much elapsed time; 0 means never."""
     signal.setitimer(signal.ITIMER_PROF, seconds_of_work)
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -141,7 +141,7 @@ def _count_data_pages() -> int:
 
 
 def _die_with(server: socket.socket, on: bool) -> None:
-    """Have the kernel end this process, or not, when the other end of the socket is closed."""
+    """Choose whether the kernel ends this process when the other end of the socket is closed."""
     flags = fcntl.fcntl(server, fcntl.F_GETFL)
     fcntl.fcntl(server, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(server, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)

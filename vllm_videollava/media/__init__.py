@@ -1,1 +1,1 @@
-"""From a URL, a path or an array to decoded pixels."""
+"""Turns URLs, paths and arrays into decoded pixels."""

@@ -1,4 +1,4 @@
-"""vLLM's media connector for this model: fetches images and videos, and has them decoded in other processes."""
+"""The media connector that vLLM uses for this model: fetches images and videos and has worker processes decode them."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,17 @@ from vllm_videollava.media.temporary_errors import DecodeError
 NAME = "video_llava"
 """Name of the connector, for VLLM_MEDIA_CONNECTOR."""
 
-# Not in media_io_kwargs, because requests can change those.
+# Not passed in media_io_kwargs, because requests can change those.
 _pixel_format: ContextVar[PixelFormat | None] = ContextVar("pixel_format", default=None)
 _engines: dict[int, tuple[Mapping, PixelFormat]] = {}
-"""For each engine of this model in this process: its own `media_io_kwargs`, by identity, and its pixel format."""
+"""The engines of this model in this process: each one's own `media_io_kwargs`, by identity, and its pixel format."""
 
 
 def add_engine(media_io_kwargs: Mapping, pixel_format: PixelFormat) -> None:
-    """Have connectors for an engine's own `media_io_kwargs`, which vLLM makes outside of `media_become`, too."""
+    """Give a pixel format to the connectors that vLLM makes from an engine's own `media_io_kwargs`.
+
+    vLLM makes some of these outside of `media_become`.
+    """
     _engines[id(media_io_kwargs)] = media_io_kwargs, pixel_format
 
 
@@ -38,7 +41,7 @@ def remove_engine(media_io_kwargs: Mapping) -> None:
 
 @contextmanager
 def media_become(pixel_format: PixelFormat) -> Iterator[None]:
-    """Have connectors that vLLM makes within the block, or in tasks that begin there, make these pixels."""
+    """Give a pixel format to the connectors that vLLM makes within the block or in tasks started there."""
     token = _pixel_format.set(pixel_format)
     try:
         yield
@@ -47,7 +50,7 @@ def media_become(pixel_format: PixelFormat) -> Iterator[None]:
 
 
 def make_connector(media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = None, **kwargs) -> MediaConnector:
-    """Make a connector for this model; for another model in the same process, vLLM's own."""
+    """Make a connector for this model, or vLLM's own connector for another model in the same process."""
     _, engines_format = _engines.get(id(media_io_kwargs), (None, None))
     if (pixel_format := _pixel_format.get() or engines_format) is None:
         return MediaConnector(media_io_kwargs, **kwargs)
@@ -55,13 +58,13 @@ def make_connector(media_io_kwargs: Mapping[str, Mapping[str, Any]] | None = Non
 
 
 class VideoLlavaMediaConnector(MediaConnector):
-    """Fetches media as vLLM does, has them made into pixels, and refuses what cannot be used with one sentence.
+    """Fetches media as vLLM does and has them decoded to pixels; an error about them is one sentence.
 
-    Waiting for a decoder holds none of vLLM's threads.
+    Waiting for a decoder blocks none of vLLM's threads.
 
     Raises:
         MediaError: the medium cannot be fetched or decoded, or goes beyond a setting.
-        TemporaryError: that may be different later.
+        TemporaryError: the medium cannot be fetched or decoded now, but perhaps later.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ def _read_data_url(kind: str, url: str) -> MediaFile:
 
 @contextmanager
 def _naming(url: str) -> Iterator[None]:
-    """Let errors know the URL that a client gave, so that its place in the request can be named."""
+    """Store the client's URL in errors, so that they can name the medium's place in the request."""
     try:
         yield
     except MediaError as error:

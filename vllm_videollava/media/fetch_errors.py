@@ -1,7 +1,7 @@
-"""Turns failures of fetching into one sentence that reveals nothing about the network.
+"""Turns every error of fetching a medium into one sentence that reveals nothing about the network.
 
-Which server is behind an address, and why a connection fails, is for the log
-only: a client could map the server's network with it.
+The log alone says which server is behind an address and why a connection fails:
+with that knowledge a client could map the server's network.
 """
 
 import http.client
@@ -23,13 +23,13 @@ from vllm_videollava.decoding.settings import variable
 from vllm_videollava.media.temporary_errors import FetchError
 
 MAX_URL_CHARACTERS = 8192
-"""The longest URL that is not a data URL. vLLM parses URLs while all requests wait."""
+"""The maximum length of a URL that is not a data URL: while vLLM parses one, all requests wait."""
 
 TRANSIENT_4XX = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 NO_ANSWER = "no complete and valid answer came from its server; check its address, or try again later"
 MALFORMED = "its address, or one that it redirects to, is malformed"
 
-# aiohttp raises these in the server, requests raises them offline.
+# aiohttp raises these in the server; offline, requests does.
 PERMANENT = {
     (ssl.SSLCertVerificationError,): "the certificate of its server is not valid or not trusted",
     (ContentEncodingError, requests.exceptions.ContentDecodingError): (
@@ -41,22 +41,22 @@ PERMANENT = {
     ),
 }
 TRANSIENT = (aiohttp.ClientError, OSError, urllib3.exceptions.HTTPError, http.client.HTTPException)
-"""OSError includes time-outs, and what requests raises."""
-# It exists in vLLM from 0.33 on.
+"""OSError includes time-outs and the errors of requests."""
+# vLLM has this class since 0.33.
 REQUEST_TOO_LARGE = getattr(connections, "MediaRequestDownloadSizeExceededError", ())
 
 
 @contextmanager
 def fetch_refusals(kind: str, url: str) -> Iterator[None]:
-    """Turn whatever goes wrong while a medium is fetched or read, and not yet decoded, into one sentence.
+    """Turn any error of fetching or reading a medium, before it is decoded, into one sentence.
 
     Args:
         kind: "image" or "video".
-        url: as the client wrote it; looked at before anything is fetched.
+        url: the URL as the client wrote it; checked before anything is fetched.
 
     Raises:
-        MediaError: the medium cannot be had; asking again does not help.
-        FetchError: asking again may help.
+        MediaError: the medium cannot be fetched, and trying again will not help.
+        FetchError: the medium cannot be fetched, but trying again may help.
     """
     try:
         _check_url(kind, url)
@@ -72,14 +72,14 @@ def fetch_refusals(kind: str, url: str) -> Iterator[None]:
 
 
 def translate(kind: str, url: str, error: Exception) -> MediaError | FetchError | None:
-    """Say in one sentence what an error means for a client, or nothing if it is not about fetching or reading."""
+    """Translate an error into one for the client, or return None if it is not about fetching or reading."""
     detail = f"{_redact(url)}: {type(error).__name__}: {_redact(str(error))}"
     if _scheme(url) == "file":
         if not isinstance(error, ValueError | RuntimeError | OSError):
             return None
         sentence = f"The {kind} file cannot be read, or --allowed-local-media-path does not allow it."
         return MediaError(sentence, detail=detail, url=url)
-    # vLLM wraps some errors in one whose message contains the address.
+    # vLLM wraps some errors in another error, whose message contains the address.
     cause = error.__cause__ if isinstance(error, VLLMUnprocessableEntityError) else error
     if reason := _permanent_reason(cause, is_wrapped=cause is not error):
         return MediaError(f"The {kind} cannot be fetched: {reason}.", detail=detail, url=url)
@@ -143,7 +143,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException | None) -> int | None:
-    """Return the status of an answer; what is not HTTP has none, though aiohttp says 400."""
+    """Return the status of a server's answer, or None if the answer is not HTTP, for which aiohttp reports 400."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return error.response.status_code
     if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error, aiohttp.ClientHttpProxyError):
@@ -161,7 +161,7 @@ def _too_large(setting: str, max_bytes: int) -> str:
 
 
 def _redact(text: str) -> str:
-    """Shorten a text with URLs for the log, without what may be secret in them, in one line."""
+    """Prepare a text with URLs for the log: on one short line, without the parts of URLs that may be secret."""
     text = re.sub(r"//[^/\s]*@", "//", text[:1000])
     text = re.sub(r"[?#][^\s'\")]+", "?...", text)
     return text[:300].encode("unicode_escape").decode()

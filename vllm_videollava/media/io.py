@@ -1,4 +1,4 @@
-"""Reads the files of images and videos within the limits, and has them decoded."""
+"""Reads image and video files within the limits, and has them decoded."""
 
 import asyncio
 import sys
@@ -32,8 +32,8 @@ class MediaFile:
 
     Attributes:
         kind: "image" or "video".
-        data: the file, or for `is_sequence` base64 of several JPEGs with commas between them.
-        digest: of `data`.
+        data: the file's bytes, or with `is_sequence` the base64 of several JPEGs with commas between them.
+        digest: hash of `data`.
     """
 
     kind: str
@@ -43,10 +43,10 @@ class MediaFile:
 
 
 class MediaFileIO(MediaIO[MediaFile]):
-    """Reads no more bytes than VIDEO_LLAVA_MAX_MEDIA_MB allows.
+    """Reads a file of at most VIDEO_LLAVA_MAX_MEDIA_MB MiB.
 
     Raises:
-        MediaError: the file is larger, empty, or not valid base64.
+        MediaError: the file is too large, empty, or not valid base64.
     """
 
     def __init__(self, kind: str) -> None:
@@ -55,7 +55,7 @@ class MediaFileIO(MediaIO[MediaFile]):
         self._settings = read_settings()
 
     def get_max_bytes(self) -> int:
-        """Return how many bytes vLLM downloads at most."""
+        """Return the largest number of bytes that vLLM may download."""
         return max_file_bytes(self._settings)
 
     def load_bytes(self, data: bytes, *, is_sequence: bool = False) -> MediaFile:
@@ -77,13 +77,13 @@ class MediaFileIO(MediaIO[MediaFile]):
 
 
 class MediaDecoder:
-    """Has files made into pixels by the processes of `decoding.pool`.
+    """Has the processes of `decoding.pool` decode files to pixels.
 
-    An image becomes a `PreparedImage`, a video a `PreparedVideo`. In place of
-    the file, its digest goes with the pixels, by which vLLM's caches know them.
+    An image becomes a `PreparedImage`, a video a `PreparedVideo`. The pixels
+    carry the file's digest in place of the file; vLLM's caches use it as key.
 
     Args:
-        background: what transparent images are put on; without one, transparency is dropped.
+        background: the colour behind transparent images; None drops transparency.
 
     Raises:
         MediaError: the file cannot be decoded, or goes beyond a setting.
@@ -136,7 +136,7 @@ class MediaDecoder:
 
 
 def check_decoding() -> None:
-    """Decode a small picture, so that an installation that cannot do it fails now and not at the first request.
+    """Decode a small picture, so that a broken installation fails now and not at the first request.
 
     Raises:
         RuntimeError: decoding does not work here.
@@ -153,4 +153,4 @@ def check_decoding() -> None:
 
 
 RED_PIXEL = b"P6 1 1 255\n\xff\x00\x00"
-"""A picture in the format PPM."""
+"""A red picture in the PPM format."""

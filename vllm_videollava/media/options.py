@@ -1,4 +1,4 @@
-"""Checks `media_io_kwargs` and `mm_processor_kwargs`, which flags set for all requests and a request for itself."""
+"""Checks `media_io_kwargs` and `mm_processor_kwargs`, set by flags for all requests or by a request for itself."""
 
 from collections.abc import Collection, Mapping
 from numbers import Integral, Number
@@ -8,8 +8,8 @@ from vllm_videollava.decoding.errors import shorten
 
 BACKGROUND = "rgba_background_color"
 
-# Options of vLLM's video loaders (0.29 to 0.33) by which they choose frames, decode them, and fill in what a data URL
-# of type video/jpeg does not say.
+# Options of vLLM's video loaders (0.29 to 0.33). They choose frames, decode them, or add the metadata that a data URL
+# of type video/jpeg lacks.
 _CHOOSING = (
     *("max_duration", "min_frames", "max_frames", "max_fps"),
     *("frame_sample_mode", "overflow_strategy", "temporal_patch_size", "do_sample_frames"),
@@ -20,19 +20,19 @@ _DECODING = (
 )
 _DESCRIBING = ("frames_indices", "total_num_frames", "duration")
 
-# The only value of each option besides null. vLLM sets `device` from its flag --mm-processor-device.
+# The one value that each option may have besides null. vLLM sets `device` from its flag --mm-processor-device.
 _PROCESSOR_OPTIONS = {"image_aspect_ratio": "pad", "device": "cpu"}
 
 
 def check_media_io_kwargs(kwargs: object, num_frames: int) -> None:
-    """Check options for loading media. What asks for nothing (null, vLLM's -1) or for what is done anyway is fine.
+    """Check options for loading media; a value may request nothing (null, vLLM's -1) or what is done anyway.
 
     Args:
         kwargs: `{"image": {...}, "video": {...}}`, or None.
-        num_frames: frames that the model takes of a video.
+        num_frames: number of frames that the model takes from a video.
 
     Raises:
-        ValueError: an option is unknown, or asks for what this model cannot do.
+        ValueError: an option is unknown, or requests something that this model cannot do.
     """
     modalities = _mapping("media_io_kwargs", kwargs, ("image", "video"))
     image_mode = {"image_mode": (("RGB",), "this model always takes RGB images")}
@@ -48,7 +48,7 @@ def background_colour(kwargs: Mapping[str, Mapping[str, object] | None] | None) 
     """Return the colour that `media_io_kwargs` puts behind transparent images, or None.
 
     Raises:
-        ValueError: it is not a list of three whole numbers from 0 to 255.
+        ValueError: the colour is not a list of three whole numbers from 0 to 255.
     """
     colour = ((kwargs or {}).get("image") or {}).get(BACKGROUND)
     if colour is None:
@@ -79,7 +79,7 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
 
 
 def _video_options(num_frames: int) -> dict[str, tuple[tuple, str]]:
-    """Return the values that each option may have besides null, and why it may have no other."""
+    """Return, for each option, the values that it may have besides null, and the reason why it may have no others."""
     frames = f"this model always takes {num_frames} frames of a video"
     decoder = "this model has its own video decoder"
     return {
@@ -93,7 +93,7 @@ def _video_options(num_frames: int) -> dict[str, tuple[tuple, str]]:
 
 
 def _mapping(path: str, value: object, known: Collection[str]) -> Mapping[str, Any]:
-    """Return a mapping that has no unknown keys, an empty one for None."""
+    """Return `value` if it is a mapping without unknown keys, or an empty mapping for None."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -114,7 +114,7 @@ def _check_values(path: str, values: Mapping[str, object], options: Mapping[str,
 def _is_one_of(value: object, accepted: tuple) -> bool:
     if value is None:
         return True
-    # True must not equal 1 here, and only these types are sure to compare to a bool.
+    # True must not count as 1. Other types, such as arrays, may not compare to a single bool.
     return isinstance(value, (Number, str)) and any(
         isinstance(value, bool) == isinstance(one, bool) and value == one for one in accepted
     )

@@ -1,4 +1,4 @@
-"""Takes images and videos as Python users and their libraries hand them over, and makes their pixels."""
+"""Turns images and videos into pixels, in all the forms in which Python users and their libraries pass them."""
 
 import dataclasses
 import stat
@@ -26,7 +26,7 @@ from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.text.placeholders import PLACEHOLDERS
 
 _CHANNELS = (3, 4, 1)
-"""RGB, RGBA and grey; of the ways to read a shape, the first of these is taken, and the channels last."""
+"""RGB, RGBA and grey. If a shape can be read in several ways, the first of these wins, then channels last."""
 _SUPPORTED = {
     "An image": "a PIL image, an array or tensor, and a pathlib.Path",
     "A video": "a list of images, an array or tensor, and a pathlib.Path",
@@ -35,11 +35,11 @@ _SUPPORTED = {
 
 
 class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
-    """Also takes paths, and what other libraries decode to; keeps vLLM from blending transparent images with white.
+    """Also takes paths and other libraries' arrays; keeps vLLM from blending transparent images with white.
 
     Args:
-        pixel_format: what files are made into.
-        background: what transparent images in files are put on; without one, transparency is dropped.
+        pixel_format: format of the pixels that files are decoded to.
+        background: the colour behind transparent images in files; None drops transparency.
     """
 
     def __init__(self, pixel_format: PixelFormat, background: Colour | None = None) -> None:
@@ -52,11 +52,11 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
         """Load, check and convert media.
 
         An image becomes a `PreparedImage`, a video a `PreparedVideo`, so that
-        vLLM's cache recognises equal pixels however they were handed over.
+        vLLM's cache recognises equal pixels in whatever form they were passed.
 
         Raises:
-            MediaError: an item cannot be read, or is of a kind, shape, dtype or range that is not supported; or there
-                is another modality.
+            MediaError: an item cannot be read; its kind, shape, dtype or range is not supported; or it is of another
+                modality.
         """
         mm_data = dict(mm_data)
         for modality in mm_data.keys() - PLACEHOLDERS.keys():
@@ -99,7 +99,7 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
 
 
 def _read_file(kind: str, path: Path) -> MediaFile:
-    """Read a file of the user, who may well be told its path if that cannot be done."""
+    """Read a file of the user; errors may name its path, because the user gave it."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError(0, "it is not a regular file")
@@ -116,7 +116,7 @@ def _about(path: Path, error: MediaError) -> MediaError:
 
 
 def _read_each(kind: str, read: Callable[[Any], Any], items: list[Any]) -> list[Any]:
-    """Read items; an error about one of several says which one."""
+    """Read items; if there are several, an error says which one it is about."""
     results = []
     for number, item in enumerate(items, 1):
         try:
@@ -132,20 +132,20 @@ def to_rgb(image: Any, background: Colour | None = None) -> np.ndarray:
     """Convert an image to 8-bit RGB.
 
     Args:
-        image: a PIL image, for which see `vllm_videollava.decoding.rgb.to_rgb`, or an
+        image: a PIL image (see `vllm_videollava.decoding.rgb.to_rgb`), or an
             array or tensor `[H, W, C]`, `[C, H, W]` or `[H, W]`, with C = 3, 4
-            (the fourth is alpha) or 1; if both ends have such a size, 3 goes
-            before 4, 4 before 1, and the end before the beginning. Its values
-            are whole numbers from 0 to 255 in any dtype, floats from 0 to 1,
-            or bool. Floats of which none is above 1 are taken for the second,
-            so that 1.0 is white.
-        background: the colour behind transparent pixels; with None transparency is dropped.
+            (the fourth is alpha) or 1. If both the first and the last axis
+            could be C, 3 wins over 4, 4 over 1, and the last axis over the
+            first. Values are whole numbers from 0 to 255 in any dtype, floats
+            from 0 to 1, or bool. Floats that are all at most 1 count as floats
+            from 0 to 1, so 1.0 is white.
+        background: the colour behind transparent pixels; None drops transparency.
 
     Returns:
         uint8 `[H, W, 3]`.
 
     Raises:
-        ValueError: it is none of these, or cannot be read.
+        ValueError: the image is none of these, or cannot be read.
     """
     return _to_rgb(image, "An image", background)
 
@@ -154,17 +154,17 @@ def to_frames(frames: Any, num_frames: int | None = None, background: Colour | N
     """Convert the frames of a clip to one array.
 
     Args:
-        frames: a list or tuple of images as `to_rgb` takes, all of one size,
-            or an array or tensor of such images. What its values mean is told
-            from all the frames that are wanted.
-        num_frames: how many these are, evenly spread; None for all.
+        frames: a list or tuple of images as `to_rgb` takes them, all of one
+            size, or an array or tensor of such images. The range of the values
+            is determined from all the wanted frames together.
+        num_frames: number of wanted frames, evenly spread; None for all.
         background: see `to_rgb`.
 
     Returns:
         uint8 `[num_frames, H, W, 3]`.
 
     Raises:
-        ValueError: it is none of these, or has no frames.
+        ValueError: the frames are none of these, or there are none.
     """
     if isinstance(frames, (list, tuple)):
         if not frames:
@@ -179,7 +179,7 @@ def to_frames(frames: Any, num_frames: int | None = None, background: Colour | N
 
 
 def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
-    """Convert frames; what their values mean is told from all together, where they are of one kind."""
+    """Convert frames; if they are all of one kind, the range of the values is determined from all together."""
     if not any(isinstance(picture, Image.Image) for picture in pictures):
         arrays = [_to_numpy(_as_array(picture, "A frame"), "A frame") for picture in pictures]
         if len({array.shape for array in arrays}) == 1:
@@ -193,7 +193,7 @@ def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
 
 
 def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
-    """Convert pictures of mode I or F as if they were one."""
+    """Convert pictures of mode I or F together, as if they were one picture."""
     _check_sizes([picture.size for picture in pictures])
     width, height = pictures[0].size
     check_sides("A frame", height, width)
@@ -280,13 +280,13 @@ def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
 
 
 def _find_array(data: Any) -> np.ndarray | torch.Tensor | None:
-    """Return what an array-like object holds, or None if it is not one."""
+    """Return an array-like object as an array or tensor, or None for any other object."""
     if isinstance(data, torch.Tensor):
         return data
-    # decord's arrays have a method of their own.
+    # decord's arrays have their own method.
     if hasattr(data, "asnumpy"):
         return data.asnumpy()
-    # vLLM's wrapper around media looks like an array, too.
+    # vLLM's wrapper around media looks like an array but is not one.
     return np.asarray(data) if hasattr(data, "__array__") and not isinstance(data, MediaWithBytes) else None
 
 
@@ -295,13 +295,13 @@ def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray |
         return array[indices]
     try:
         array = array[indices]
-        # NumPy has neither bfloat16 nor floats of 8 bits.
+        # NumPy has neither bfloat16 nor 8-bit floats.
         if array.is_floating_point() and array.dtype not in (torch.float16, torch.float32, torch.float64):
             array = array.float()
         return array.numpy(force=True)
     except (RuntimeError, TypeError) as error:
         what = f"dtype {array.dtype} and layout {array.layout} on device {array.device}"
-        raise ValueError(f"{kind} tensor has {what}, which cannot be read; pass a dense one of numbers.") from error
+        raise ValueError(f"{kind} tensor has {what}, which cannot be read; pass a dense tensor of numbers.") from error
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -310,7 +310,7 @@ def _channel_axis(shape: tuple[int, ...]) -> int | None:
 
 def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> None:
     picture = shape[1:] if is_clip else shape
-    # Three axes mean grey frames, unless they could be one picture.
+    # Three axes are the frames of a grey clip, unless they could be a single picture.
     is_grey = len(picture) == 2 and not (is_clip and _channel_axis(shape) is not None)
     is_coloured = len(picture) == 3 and _channel_axis(picture) is not None
     if 0 in shape or not (is_grey or is_coloured):
@@ -320,7 +320,7 @@ def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> No
 
 
 def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
-    """Count the images and the videos that are handed over, by modality, without loading any."""
+    """Count the images and videos that a user has passed, by modality, without loading any."""
     split = {"image": _split_images, "video": _split_videos}
     return {
         modality: len(split[modality](data))
@@ -330,7 +330,7 @@ def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _split_images(data: Any) -> list[Any]:
-    """Return the images in what a user has handed over."""
+    """Return the images in the data that a user has passed."""
     if isinstance(data, (list, tuple)):
         return list(data)
     array = None if isinstance(data, PreparedImage) else _find_array(data)
@@ -338,7 +338,7 @@ def _split_images(data: Any) -> list[Any]:
 
 
 def _split_videos(data: Any) -> list[Any]:
-    """Return the videos in what a user has handed over; as vLLM sees it, a list of pictures is one of them."""
+    """Return the videos in the data that a user has passed; as in vLLM, a list of pictures is one video."""
     if isinstance(data, (list, tuple)):
         is_clip = _is_clip_and_more(data) or any(isinstance(item, Image.Image) for item in data)
         is_clip = is_clip or (bool(data) and all(_count_axes(item) in (2, 3) for item in data))
@@ -347,7 +347,7 @@ def _split_videos(data: Any) -> list[Any]:
 
 
 def _is_clip_and_more(data: Any) -> bool:
-    """Tell whether this is a video with what is known of it: metadata, its rate, its sound."""
+    """Tell whether this is a video together with its metadata, its rate or its sound."""
     return (
         isinstance(data, tuple)
         and len(data) > 1

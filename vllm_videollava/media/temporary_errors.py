@@ -1,4 +1,4 @@
-"""Errors that may be gone later: vLLM's server answers with a status on which clients try again."""
+"""Errors that may be gone later; vLLM's server sends them with a status that makes clients try again."""
 
 from http import HTTPStatus
 from typing import ClassVar
@@ -7,12 +7,12 @@ from vllm.exceptions import GracefulHTTPError
 
 
 class TemporaryError(GracefulHTTPError):
-    """One sentence about one image or video that nobody can be blamed for.
+    """One sentence about one image or video, for a failure that is not the client's fault.
 
     Args:
-        sentence: why, in coarse words.
-        detail: more, for the log only.
-        url: where the client said that the medium is, if it did.
+        sentence: the reason, in coarse words.
+        detail: more about it, for the log only.
+        url: the medium's URL, if the client gave one.
     """
 
     status: ClassVar[HTTPStatus]
@@ -30,6 +30,6 @@ class FetchError(TemporaryError):
 
 
 class DecodeError(TemporaryError):
-    """No decoding process can be had."""
+    """No decoding process is available."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE

@@ -1,1 +1,1 @@
-"""Token ids and pixels to logits: processor, towers, projector, LLaMA, and loading their weights."""
+"""Turns token ids and pixels into logits: processor, towers, projector, LLaMA, and the loading of their weights."""

@@ -1,4 +1,4 @@
-"""The table from a checkpoint's tensor names, of any format and version, to this model's.
+"""The table that maps a checkpoint's tensor names, of any format and version, to this model's names.
 
 Prefixes are tried from top to bottom, each on the result of those before it:
 
@@ -43,15 +43,15 @@ TENSOR_NAMES = WeightsMapper(
     }
 )
 
-# Tensors that valid checkpoints may contain and this model does not need, by their names in the model.
+# Tensors that valid checkpoints may contain but this model does not need, by their names after mapping.
 UNUSED = tuple(
     re.compile(pattern)
     for pattern in (
         r".*\.position_ids",
         r".*\.rotary_emb\.inv_freq",
-        # The selected hidden state comes before it.
+        # The selected hidden state is taken before this norm.
         r"(image|video)_tower\.post_layernorm\..*",
-        # The other half of CLIP, in the towers' own repositories.
+        # The other half of CLIP, which the towers' own repositories include.
         r"(image|video)_tower\.(text_model|text_projection|visual_projection)\..*",
         r"(image|video)_tower\.logit_scale",
     )

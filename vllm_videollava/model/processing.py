@@ -29,7 +29,7 @@ from vllm_videollava.text.unicode import check_text
 
 
 class VideoLlavaProcessor:
-    """Picks and batches prepared pixels; stands in for a transformers processor."""
+    """Selects and batches prepared pixels; takes the place of a transformers processor."""
 
     def __call__(
         self,
@@ -38,11 +38,12 @@ class VideoLlavaProcessor:
         image_aspect_ratio: str | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Pick padded or cropped images, and put channels first.
+        """Select the padded or the cropped images, and put channels first.
 
         Returns:
-            `pixel_values_images`, uint8 `[B, 3, S, S]`, and
-            `pixel_values_videos`, uint8 `[V, T, 3, S, S]`, where there are any.
+            `pixel_values_images`, uint8 `[B, 3, S, S]`, if there are images,
+            and `pixel_values_videos`, uint8 `[V, T, 3, S, S]`, if there are
+            videos.
         """
         features = {}
         if images:
@@ -100,10 +101,10 @@ class VideoLlavaDummyInputsBuilder(BaseDummyInputsBuilder[VideoLlavaProcessingIn
 
 
 def _with_own_ids(inputs: ProcessorInputs) -> ProcessorInputs:
-    """Keep ids that clients give to media apart from hashes, and those of images from those of videos.
+    """Prefix the ids that clients give to media, so that they differ from hashes, and images' ids from videos' ids.
 
-    vLLM's caches and the engine know an item by its id alone: a video that is
-    called as an image is would be given the image's pixels.
+    vLLM's caches and the engine know an item by its id alone: a video with the
+    same id as an image would get the image's pixels.
 
     Raises:
         ValueError: an id cannot be encoded.
@@ -129,8 +130,8 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
 
         Raises:
             ValueError: placeholders and media do not match, or an option is
-                not supported. Raised before any media are touched, because
-                vLLM adds the data itself to what is raised later.
+                not supported. It is raised before any media are touched,
+                because vLLM adds the data itself to later errors.
         """
         check_mm_processor_kwargs(inputs.hf_processor_mm_kwargs)
         self._check_prepared(inputs.mm_data_items)

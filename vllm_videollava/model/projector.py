@@ -1,4 +1,4 @@
-"""The projector from the towers' features to LLaMA's."""
+"""The projector from the towers' features to LLaMA's embeddings."""
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ class MultiModalProjector(nn.Module):
 
 
 def _linear_class(index: int, depth: int) -> type[nn.Module]:
-    # Layers come in pairs: the first splits its outputs among the ranks, the second its inputs.
+    # Layers come in pairs: the first splits its outputs among the ranks, the second splits its inputs.
     if index % 2:
         return RowParallelLinear
     return ReplicatedLinear if index == depth - 1 else ColumnParallelLinear

@@ -1,4 +1,4 @@
-"""The LanguageBind towers: CLIP's vision transformer, with attention over time where the checkpoint has it."""
+"""The LanguageBind towers: CLIP's vision transformer, with attention over time if the checkpoint has it."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ class PatchEmbeddings(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Attention over the frames at each position, in the place that `CLIPAttention` has for one over positions."""
+    """Attention over the frames at each position, passed to `CLIPAttention` in place of attention over positions."""
 
     def __init__(self, num_heads: int, head_size: int, scale: float, *, num_frames: int, prefix: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TemporalAttention(nn.Module):
 
 
 class LanguageBindEncoderLayer(CLIPEncoderLayer):
-    """A CLIP encoder layer, after attention over the frames at each position if the tower has it."""
+    """A CLIP encoder layer, preceded by attention over the frames at each position if the tower has it."""
 
     def __init__(self, config: TowerConfig, quant_config: QuantizationConfig | None, prefix: str) -> None:
         super().__init__(config, quant_config, prefix=prefix, attn_cls=MMEncoderAttention)
@@ -95,7 +95,7 @@ class LanguageBindTower(nn.Module):
         self.encoder = LanguageBindEncoder(config, quant_config, num_layers, f"{prefix}.encoder")
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        """Encode frames, uint8 `[F, 3, S, S]`, clip after clip, to `[F, 1 + N, D]`, CLS first."""
+        """Encode frames, uint8 `[F, 3, S, S]`, clip after clip, to `[F, 1 + N, D]` with CLS first."""
         hidden_states = frame_patch_embed(
             frames,
             self.embeddings.patch_embedding.weight,

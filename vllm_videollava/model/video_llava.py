@@ -71,7 +71,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
-        # Templates that take only strings need it; the tokenizer turns it into a placeholder.
+        # Templates that take only strings need a string here; the tokenizer turns it into a placeholder.
         return sentinel(modality)
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -111,7 +111,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         """Embed images, uint8 `[B, 3, S, S]`, and videos, uint8 `[V, T, 3, S, S]`.
 
         Returns:
-            one `[tokens, D]` for each image, then one for each video.
+            One tensor `[tokens, D]` for each image, then one for each video.
         """
         embeddings: list[torch.Tensor] = []
         if pixel_values_images is not None:
@@ -148,18 +148,18 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load either format's checkpoint.
+        """Load a checkpoint of either format.
 
         Raises:
-            ValueError: tensors are surplus, missing or of a wrong shape.
+            ValueError: a tensor is unexpected, is missing, or has a wrong shape.
         """
         return self._weights_loader.load(weights)
 
     @property
     def secondary_weights(self) -> list[DefaultModelLoader.Source]:
-        """Return the sources of towers that the checkpoint turned out not to have.
+        """Return the sources of the towers that the checkpoint did not contain.
 
-        vLLM's loader asks for this when it has been through the checkpoint.
+        vLLM's loader reads this property after it has loaded the checkpoint.
         """
         sources = {"image_tower": self.config.image_tower_source, "video_tower": self.config.video_tower_source}
         return [

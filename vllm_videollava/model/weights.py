@@ -19,16 +19,16 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, 
 from vllm_videollava.model.names import TENSOR_NAMES, UNUSED
 
 MOST_NAMES = 8
-"""The most tensors that one sentence lists."""
+"""The maximum number of tensors that one sentence lists."""
 
 
 class StrictWeightsLoader:
-    """Fills a model from a checkpoint, and refuses what does not fit.
+    """Fills a model from a checkpoint, and refuses a checkpoint that does not fit.
 
     Args:
-        model: an instance whose parameters are still those of an empty model.
-        num_layers: encoder layers that each tower computes, by the tower's
-            name; tensors of later layers have nothing to fill.
+        model: a model that has not been filled yet.
+        num_layers: number of encoder layers that each tower computes, by the
+            tower's name; tensors of later layers are not used.
     """
 
     def __init__(self, model: nn.Module, num_layers: dict[str, int]) -> None:
@@ -42,18 +42,19 @@ class StrictWeightsLoader:
         self._surplus: list[str] = []
 
     def has_seen(self, prefix: str) -> bool:
-        """Return whether any tensor below `prefix` has come so far."""
+        """Return whether any tensor whose name begins with `prefix` has been loaded so far."""
         return any(name.startswith(prefix) for name in self._seen)
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Fill the parameters; a later call may bring some of the tensors again.
 
         Returns:
-            the names of the parameters filled.
+            The names of the filled parameters.
 
         Raises:
-            ValueError: tensors are surplus, or of a wrong shape, or differ
-                though they are tied, or parameters are left unfilled; it names them.
+            ValueError: a tensor is unexpected, has a wrong shape, or differs
+                from one that it is tied to, or a parameter is left unfilled.
+                The sentence names them.
         """
         filled = AutoWeightsLoader(self._model).load_weights(
             self._select(weights), mapper=LlamaForCausalLM.hf_to_vllm_mapper
@@ -80,11 +81,11 @@ class StrictWeightsLoader:
                     self._surplus.append(checkpoint_name)
                 continue
             if name in self._tied.values():
-                # The file's reader may reuse a tensor's memory.
+                # Cloned, because the file's reader may reuse a tensor's memory.
                 first = shared.setdefault(name, tensor.clone())
                 if not torch.equal(first, tensor):
                     raise ValueError(
-                        f"The checkpoint's tensor {checkpoint_name} is not that of the embeddings, "
+                        f"The checkpoint's tensor {checkpoint_name} differs from the embeddings, "
                         "though tie_word_embeddings is true in its config.json."
                     )
             self._seen.add(name)
@@ -98,10 +99,11 @@ class StrictWeightsLoader:
 
 
 def _checkpoint_tensors(model: nn.Module) -> tuple[dict[str, torch.Size], tuple[str, ...]]:
-    """Return the shapes of the tensors that fill the model, and the prefixes below which anything may come.
+    """Return the shapes of the tensors that fill the model, and the prefixes below which any tensor is accepted.
 
-    Open are layers on other ranks, quantised layers, whose method knows their
-    tensors, and attention, which may have scales of the cache.
+    Any tensor is accepted for layers on other ranks; for quantised layers,
+    because their method knows their tensors; and for attention, because it may
+    have scales for the cache.
     """
     shapes: dict[str, torch.Size] = {}
     open_prefixes: list[str] = []
@@ -121,7 +123,7 @@ def _checkpoint_tensors(model: nn.Module) -> tuple[dict[str, torch.Size], tuple[
 
 
 def _tied_parameters(model: nn.Module) -> dict[str, str]:
-    """Return the other names of parameters that have several, each with the parameter's first name."""
+    """For parameters with several names, map each further name to the first one."""
     first = {param: name for name, param in model.named_parameters()}
     names = model.named_parameters(remove_duplicate=False)
     return {name: first[param] for name, param in names if name != first[param]}
@@ -132,7 +134,7 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def _unpack(prefix: str) -> list[str]:
-    """Return the checkpoint's names for a module of ours, several where vLLM has made several linear layers one."""
+    """Return a module's names in the checkpoint; there are several if vLLM has merged several linear layers into it."""
     parent, dot, name = prefix.rpartition(".")
     return [parent + dot + part for part in LlamaForCausalLM.packed_modules_mapping.get(name, [name])]
 

@@ -1,1 +1,1 @@
-"""A whole request to the engine's input: rendered, checked, or refused."""
+"""Turns a whole request into the engine's input: renders it, checks it, or refuses it."""

@@ -1,4 +1,4 @@
-"""The last check before a request reaches the engine, which serves everybody and must not die of one request."""
+"""The last check before the engine. It serves everybody, so no single request may kill it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,14 +25,14 @@ _CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "
 
 
 def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
-    """Check the form of everything that a request gives to the engine, whatever checked it before.
+    """Check the form of everything that a request gives to the engine, whether or not it was checked before.
 
     Args:
-        engine_input: what vLLM's renderer has made, of type "token", "multimodal" or "embeds".
-        shares_memory: items may be addresses in memory that is shared with the engine, as in vLLM's cache "shm".
+        engine_input: the result of vLLM's renderer, of type "token", "multimodal" or "embeds".
+        shares_memory: whether items may be addresses in memory shared with the engine, as in vLLM's cache "shm".
 
     Raises:
-        ValueError: something has another shape, dtype or number than the model takes.
+        ValueError: a shape, a dtype or a number of items is not what the model takes.
     """
     token_ids = engine_input.get("prompt_token_ids") or ()
     _check_token_ids(token_ids, config.text_config.vocab_size)
@@ -55,12 +55,12 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
     """Check the options that go with a prompt, as vLLM sends them to the engine.
 
     Args:
-        runs_v2: whether the engine has vLLM's second model runner, whose limits nobody else checks before its
-            processes die of them; the first one gives every answer of a step the log-probabilities of
-            `logprob_token_ids`.
+        runs_v2: whether the engine uses vLLM's second model runner. Nothing else checks that runner's limits, and
+            its processes die when a request exceeds them. The first runner would give the log-probabilities of
+            `logprob_token_ids` to every answer of a step.
 
     Raises:
-        ValueError: an option cannot be sent, or the engine cannot do as it says.
+        ValueError: an option cannot be sent, or the engine cannot do what it says.
     """
     options = {name: getattr(request, name) for name in request.__struct_fields__ if name not in _CHECKED_BEFORE}
     if (params := options.pop("sampling_params")) is not None:
@@ -80,7 +80,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
 
 
 def _check_limits(params: SamplingParams, prompt_length: int) -> None:
-    """Check what vLLM's second model runner has room for in each request."""
+    """Check a request against the fixed sizes of vLLM's second model runner."""
     num_stop_ids = len(params.all_stop_token_ids) if params.min_tokens else 0
     bad_words = params.bad_words_token_ids or ()
     for subject, number, limit in (
@@ -126,7 +126,7 @@ def _check_media(
                 f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
             )
         name, shape, length = forms[modality]
-        # Without items, some of the three lack the modality.
+        # If there are no items, some of the three mappings lack the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
         if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
             items_hashes_and_places = "{} items, {} hashes and {} places in the prompt".format(*numbers)
@@ -135,7 +135,7 @@ def _check_media(
             if not (shares_memory and item and "address" in item):
                 _check_item(modality, item, name, shape)
         if others := [place.length for place in own_places if place.length != length]:
-            raise ValueError(f"Each {modality} takes {length} tokens, but the request has a place of {others[0]}.")
+            raise ValueError(f"Each {modality} takes {length} tokens, but the request reserves {others[0]} for one.")
         ends += [(place.offset, place.offset + place.length) for place in own_places]
     ends.sort()
     starts = [start for start, _ in ends[1:]]

@@ -17,7 +17,7 @@ class PromptLengths:
 
     Args:
         tokenizer: one of `VideoLlavaTokenizer`'s.
-        tokens_per_item: by modality, the tokens that one image or video takes.
+        tokens_per_item: number of tokens that one image or video takes, by modality.
     """
 
     def __init__(self, tokenizer, tokens_per_item: Mapping[str, int]) -> None:
@@ -26,11 +26,10 @@ class PromptLengths:
 
     @contextmanager
     def checked(self, prompt: Mapping[str, Any], params: TokenizeParams) -> Iterator[Callable[[Any], Any]]:
-        """Give a function that checks what the block has tokenised, and returns it.
+        """Yield a function that checks a tokenised prompt and returns it.
 
         Raises:
-            ValueError: the prompt is too long, or has lost an image or a video; vLLM's own sentence about that is
-                replaced.
+            ValueError: the prompt is too long, or has lost an image or a video. This sentence replaces vLLM's own.
         """
         given = dict(prompt)
         try:
@@ -41,7 +40,7 @@ class PromptLengths:
 
     @contextmanager
     def truncating(self, params: TokenizeParams) -> Iterator[None]:
-        """Replace vLLM's sentence about an image or a video that is cut."""
+        """Replace vLLM's sentence about an image or a video that truncation cuts."""
         try:
             yield
         except VLLMValidationError as error:
@@ -78,7 +77,7 @@ class PromptLengths:
                 raise ValueError(f"truncate_prompt_tokens is {limit}, which cuts {modality}s off the prompt; {remedy}.")
 
     def _explain(self, error: VLLMValidationError, given, params: TokenizeParams) -> None:
-        """Raise in place of vLLM's sentence about a prompt that is too long one that counts images and videos, too."""
+        """Replace vLLM's sentence about a prompt that is too long by one that also counts images and videos."""
         if error.parameter not in ("input_text", "input_tokens") or "prompt_embeds" in given:
             return
         at_least = error.parameter == "input_text"
@@ -96,7 +95,7 @@ class PromptLengths:
             self._tokens_per_item,
             num_text_tokens,
             params.max_total_tokens,
-            # vLLM 0.29 and 0.30 reserve the tokens that max_tokens asks for.
+            # vLLM 0.29 and 0.30 reserve max_tokens tokens for the answer.
             num_output_tokens=max(1, params.max_total_tokens - params.max_input_tokens),
             at_least=at_least,
         )
@@ -105,7 +104,7 @@ class PromptLengths:
         """Return the images and videos of a prompt, by modality, and the number of all other tokens.
 
         Raises:
-            ValueError: the prompt's placeholders are not those of its images and videos.
+            ValueError: the prompt's placeholders do not match its images and videos.
         """
         media = given.get("multi_modal_data")
         if not media:
@@ -129,14 +128,14 @@ def check_length(
 
     Args:
         counts: number of items, by modality.
-        tokens_per_item: tokens that one item takes, by modality.
-        num_text_tokens: tokens of everything else; 0 means that they are not known yet.
-        max_model_len: tokens of the context.
-        num_output_tokens: tokens that are kept for the answer.
+        tokens_per_item: number of tokens that one item takes, by modality.
+        num_text_tokens: number of all other tokens; 0 means that it is not known yet.
+        max_model_len: length of the context, in tokens.
+        num_output_tokens: number of tokens reserved for the answer.
         at_least: whether the text has at least, rather than exactly, `num_text_tokens`.
 
     Raises:
-        ValueError: they do not fit; the sentence says how many tokens images, videos and text take.
+        ValueError: they do not fit; the sentence gives the tokens that images, videos and text take.
     """
     tokens = {modality: count * tokens_per_item[modality] for modality, count in counts.items() if count}
     total = sum(tokens.values()) + num_text_tokens

@@ -1,4 +1,4 @@
-"""Checks chat messages, and finds the images and videos among their parts, before anything is fetched."""
+"""Checks chat messages before anything is fetched, and finds the images and videos among their parts."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,16 @@ MODALITIES = ("image", "video")
 
 
 def count_parts(messages: Sequence[Any]) -> Counter[str]:
-    """Return how many parts have an image or a video, by modality."""
+    """Return the number of parts that have an image or a video, by modality."""
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
 def check_messages(messages: Sequence[Any]) -> None:
-    """Refuse what vLLM would refuse with a sentence about its own flags and names.
+    """Refuse messages for which vLLM's own error would talk about its flags and internal names.
 
     Raises:
-        MediaError: a part has embeddings, or neither an address nor an id.
-        ValueError: a message has no role, as some items of /v1/responses.
+        MediaError: a part has embeddings, or has neither an address nor an id.
+        ValueError: a message has no role; some items of /v1/responses have none.
     """
     for number, message in enumerate(messages, 1):
         if isinstance(message, dict) and "role" not in message:
@@ -36,13 +36,13 @@ def check_messages(messages: Sequence[Any]) -> None:
 
 
 def find_part(messages: Sequence[Any], url: str) -> tuple[int, int] | None:
-    """Return the number of the message and of the part, from 1 on, that have a URL."""
+    """Return the numbers, from 1, of the first message and its part that contain this URL, or None."""
     places = ((message, number) for message, number, part in _parts(messages) if _modality(part) and url in _urls(part))
     return next(places, None)
 
 
 def _parts(messages: Sequence[Any]) -> Iterator[tuple[int, int, Any]]:
-    """Yield each part with the numbers of its message and of itself, from 1 on."""
+    """Yield the number of the message, the number of the part, and the part; both count from 1."""
     for message_number, message in enumerate(messages, 1):
         content = message.get("content") if isinstance(message, dict) else None
         for part_number, part in enumerate(content if isinstance(content, list) else (), 1):
@@ -55,11 +55,11 @@ def _modality(part: Any) -> str | None:
 
 
 def _kind(part: Any) -> str:
-    # As in vLLM: the type decides, or without one, the part's only key.
+    # As in vLLM: the type decides or, if there is none, the part's only key.
     return str(part.get("type") or next(iter(part), "")) if isinstance(part, dict) else ""
 
 
 def _urls(part: Any) -> list[Any]:
-    """Return the URL in a part of a message, which is {"video_url": {"url": ...}} or {"video_url": ...}, and its id."""
+    """Return the URL and the id in a part, which is {"video_url": {"url": ...}} or {"video_url": ...}."""
     values = [value for key, value in part.items() if key != "type"]
     return [value.get("url") if isinstance(value, dict) else value for value in values]

@@ -1,4 +1,4 @@
-"""Says in a refusal which request, prompt, message and part it is about."""
+"""Adds to an error the request, prompt, message and part that it is about."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ logger = init_logger(f"vllm.{__name__}")
 
 @contextmanager
 def logging_refusals() -> Iterator[None]:
-    """Log a refusal with the id of its request."""
+    """Log an error about media with the id of its request."""
     try:
         yield
     except (MediaError, TemporaryError) as error:
@@ -32,7 +32,7 @@ def logging_refusals() -> Iterator[None]:
 
 @contextmanager
 def naming_part(conversations: Sequence[Sequence[Any]]) -> Iterator[None]:
-    """Say which part of which message a refusal is about, if it is about one that a client named by its URL."""
+    """Add the numbers of the message and the part to an error about a medium that a client named by its URL."""
     try:
         yield
     except (MediaError, TemporaryError) as error:
@@ -46,13 +46,13 @@ def naming_part(conversations: Sequence[Sequence[Any]]) -> Iterator[None]:
 
 @contextmanager
 def naming_prompt() -> Iterator[None]:
-    """Say which prompt a refusal is about, and which file, if it is one of several that are rendered offline."""
+    """Add the number of the prompt, and the file's name, to an error about one of several offline prompts."""
     try:
         yield
     except (ValueError, TemporaryError) as error:
         number, count = current_prompt() or (1, 1)
         if count > 1 and error.args:
-            # Changed in place, because vLLM's errors carry more than their sentence.
+            # The error is changed in place, because vLLM's errors carry more than their sentence.
             file = _file_name(getattr(error, "url", None))
             sentence, *rest = error.args
             error.args = (f"Prompt {number}{file and f' ({file!r})'}: {sentence}", *rest)

@@ -1,4 +1,4 @@
-"""vLLM's renderer for this model: llava_v1 by default, and nothing reaches the engine unchecked."""
+"""The renderer that vLLM uses for this model: llava_v1 is the default, and nothing reaches the engine unchecked."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -29,7 +29,7 @@ from vllm_videollava.text.placeholders import PLACEHOLDERS, show_placeholders
 from vllm_videollava.text.tokenizer import limit_token_ids
 
 CHECKED = "video_llava_checked"
-"""Marks the images and videos that this renderer gives to the engine."""
+"""Attribute that marks images and videos as checked by this renderer."""
 
 
 class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
@@ -130,12 +130,13 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         return engine_input
 
     def check_other_input(self, engine_input) -> None:
-        """Check what does not come from this renderer, as from vLLM's endpoint /inference/v1/generate.
+        """Check input that does not come from this renderer, such as that of vLLM's endpoint /inference/v1/generate.
 
-        Its items are called by their pixels, since a client has named them.
+        Its items are renamed by the hashes of their pixels, because a client chose their names.
 
         Raises:
-            VLLMValidationError: it cannot be given to the engine. Any other error would be answered 500 from here on.
+            VLLMValidationError: the input cannot be given to the engine. From here on, vLLM would turn any other error
+                into a status of 500.
         """
         if not isinstance(engine_input, dict) or "type" not in engine_input:
             return
@@ -148,10 +149,10 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
             engine_input["mm_hashes"] = hash_pixels(engine_input["mm_kwargs"], algorithm)
 
     def check_engine_request(self, request) -> None:
-        """Check what is about to be sent to the engine.
+        """Check a request that is about to be sent to the engine.
 
         Raises:
-            VLLMValidationError: an option cannot be sent, or the engine cannot do as it says.
+            VLLMValidationError: an option cannot be sent, or the engine cannot do what it says.
         """
         with _raising_vllm_errors():
             check_engine_request(request, runs_v2=self._runs_v2)
@@ -171,13 +172,13 @@ def _check_requests() -> None:
 
 
 def _with_default_template(params):
-    # vLLM would take one from the checkpoint first, and those published with
+    # vLLM would prefer the checkpoint's template, and those published in
     # transformers' format do not give this conversation.
     return params if params.chat_template else dataclasses.replace(params, chat_template=CHAT_TEMPLATE)
 
 
 def _with_colour_in_ids(prompt, media_io_kwargs):
-    """Keep images apart that have one id, but other colours behind them. vLLM's own caches do so, from 0.31 on."""
+    """Keep images with the same id but different backgrounds apart. From 0.31 on, vLLM's own caches do so."""
     colour, ids = background_colour(media_io_kwargs), prompt.get("multi_modal_uuids")
     if colour is not None and ids and "image" in ids:
         images = [None if name is None else f"{colour}-{name}" for name in ids["image"]]
@@ -186,7 +187,7 @@ def _with_colour_in_ids(prompt, media_io_kwargs):
 
 
 def _as_texts(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # The option `echo` answers with a message of it, for which vLLM takes every part for a text.
+    # With the option `echo`, the answer repeats a message of it, and vLLM expects every part there to be text.
     return [{**message, "content": _as_text(message.get("content"))} for message in conversation]
 
 

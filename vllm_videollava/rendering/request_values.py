@@ -12,25 +12,25 @@ from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.text.unicode import check_text
 
 MAX_NESTING = 100
-"""Lists and objects within one another; vLLM's own limit for JSON schemas is 64."""
+"""Maximum depth of nested lists and objects; vLLM's own limit for JSON schemas is 64."""
 
-# Fields that become token ids or have checks of their own; the others go to the engine with the sampling parameters.
+# Fields that become token ids or have their own checks; the others go to the engine with the sampling parameters.
 _NOT_SENT = {
     *("messages", "prompt", "input", "query", "items", "system", "instructions", "tools", "documents"),
     *("chat_template", "media_io_kwargs", "mm_processor_kwargs"),
 }
 
-# vLLM puts these fields among the others of vllm_xargs, which has texts and numbers only.
+# vLLM adds these fields to vllm_xargs, where all other values are texts and numbers.
 _TRANSFERS = {"kv_transfer_params", "ec_transfer_params"}
 
 
 def check_request(request: BaseModel) -> None:
-    """Check a request as vLLM's classes have it.
+    """Check a request, given as vLLM's class for it.
 
     Raises:
-        ValueError: a field is nested so deep that the engine would die of
-            handing it on to its workers, or has a number or text that cannot
-            be sent, or is hidden in another.
+        ValueError: a field is nested so deeply that the engine would die when
+            it hands the field on to its workers, has a number or text that
+            cannot be sent, or is hidden in another field.
     """
     extras = getattr(request, "vllm_xargs", None) or {}
     for name in _TRANSFERS & extras.keys():
@@ -41,11 +41,11 @@ def check_request(request: BaseModel) -> None:
 
 
 def check_value(subject: str, value: Any, *, is_sent: bool = True) -> None:
-    """Check one field of a request, or vLLM's parameters that are made of it; see `check_request`.
+    """Check one field of a request, or the parameters that vLLM makes of it; see `check_request`.
 
     Args:
-        subject: of the sentence about it.
-        is_sent: whether the engine gets its numbers and texts.
+        subject: the subject of the error's sentence.
+        is_sent: whether its numbers and texts are sent to the engine.
     """
     level = [value]
     for _ in range(MAX_NESTING + 1):
@@ -79,7 +79,7 @@ def _children(node: Any) -> Iterator[Any]:
 
 
 def _parse(arguments: Any) -> Any:
-    """Parse the arguments of a call of a tool, as vLLM will."""
+    """Parse the arguments of a tool call, as vLLM will."""
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except RecursionError as error:

@@ -1,1 +1,1 @@
-"""Messages to token ids: the conversation's template, placeholders, tokenizers."""
+"""Turns messages into token ids: the conversation's template, placeholders and tokenizers."""

@@ -1,4 +1,4 @@
-"""The conversation `llava_v1`: its chat template, preparing messages for a template, and checking its output."""
+"""The conversation `llava_v1`: its chat template, and functions that prepare messages and check prompts."""
 
 import re
 import reprlib
@@ -14,7 +14,7 @@ CHAT_TEMPLATE = Path(__file__).with_name("llava_v1.jinja").read_text()
 SYSTEM_PROMPT = re.search(r'system = namespace\(text="(.+?)"\)', CHAT_TEMPLATE)[1]
 """The beginning of a conversation without a system message."""
 
-# For each type of part, the key of its text.
+# The key of a part's text, by the part's type.
 _TEXT_KEYS = {
     "text": "text",
     "input_text": "text",
@@ -28,14 +28,14 @@ _TEXT_KEYS = {
 def prepare_conversation(conversation: Sequence[Any]) -> list[Any]:
     """Prepare one conversation or several for a chat template.
 
-    In what is returned, placeholders are escaped in every text, because only
-    parts are media, and each part has type "text", "image" or "video". A run of
-    placeholders at the very beginning or the very end of a message's texts is
-    dropped if it names exactly the message's images and videos: it stands for
-    those parts, as in data in LLaVA's style.
+    In the result, each part has the type "text", "image" or "video", and
+    placeholders in texts are escaped, because only parts are media. There is
+    one exception: a run of placeholders at the very beginning or the very end
+    of a message's texts is dropped if it names exactly the message's images and
+    videos, because it stands for those parts, as in LLaVA's datasets.
 
     Raises:
-        ValueError: a part is neither text nor an image or a video.
+        ValueError: a part is neither a text nor an image nor a video.
     """
     if conversation and isinstance(conversation[0], (list, tuple)):
         return [prepare_conversation(one) for one in conversation]
@@ -53,7 +53,7 @@ def _prepare_message(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def escape_all(value: Any) -> Any:
-    """Escape the placeholders in all texts of a value as JSON has them, keys included."""
+    """Escape the placeholders in all texts of a JSON value, keys included."""
     if isinstance(value, str):
         return escape(value)
     if isinstance(value, dict):
@@ -91,7 +91,7 @@ def _drop_run(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _drop_run_after_sentinels(content: str) -> str:
-    """Do the same where vLLM has put sentinels before the text, for templates that take only strings."""
+    """Do the same as `_drop_run` for templates that take only strings: vLLM has put sentinels before the text."""
     sentinels = list(SENTINEL.finditer(content))
     if not sentinels:
         return content
@@ -105,10 +105,10 @@ def _drop_run_after_sentinels(content: str) -> str:
 
 
 def _without_run(text: str, media: Counter[str], direction: int) -> str | None:
-    """Return the text without the run of placeholders that begins or, in direction -1, ends it.
+    """Remove the run of placeholders at the beginning of a text or, in direction -1, at its end.
 
     Returns:
-        None if that run is not of exactly these media.
+        The rest of the text, or None if the run does not name exactly these media.
     """
     pieces = split_placeholders(text)[::direction]
     num_blank = len(list(takewhile(lambda piece: not piece.strip(), pieces[::2])))
@@ -124,7 +124,7 @@ def check_placeholders(
     """Check that a prompt has one placeholder for each image and each video.
 
     Raises:
-        ValueError: it has more or fewer.
+        ValueError: the prompt has more or fewer placeholders.
     """
     for modality, token_id in placeholder_ids.items():
         given, asked = media_counts.get(modality, 0), token_ids.count(token_id)
@@ -143,9 +143,11 @@ def collapse_placeholders(
     media_counts: Mapping[str, int],
     tokens_per_item: Mapping[str, int],
 ) -> list[int]:
-    """Return the prompt with one placeholder for each item if it has all tokens of each, as trainers write it.
+    """Reduce an expanded prompt, as trainers write it, to one placeholder for each item.
 
-    It is left as it is if it has another number, or an item's are not in one run.
+    A prompt is expanded if it has the placeholder once for each token of each
+    item. It is left unchanged if the number of placeholders is another, or if
+    those of an item are not in one run.
     """
     token_ids = list(token_ids)
     for modality, count in media_counts.items():

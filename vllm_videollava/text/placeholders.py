@@ -1,4 +1,4 @@
-"""The placeholders of images and videos in a text, and how to write them as plain characters.
+"""The placeholders of images and videos in a text, and their escaped forms.
 
 `<image>` stands for an image and `<video>` for a video. `<!image>` is the seven
 characters `<image>`, `<!!image>` the eight characters `<!image>`, and so on.
@@ -14,18 +14,18 @@ _RESERVED = re.compile(f"<(?=!*{_ANY})")
 _ESCAPED = re.compile(f"<!(?=!*{_ANY})")
 _PLACEHOLDER = re.compile(f"(<{_ANY})")
 
-# No client can know these, because they change with each process.
+# Clients cannot know these, because they are different in every process.
 _SENTINELS = {modality: f"<{modality} {secrets.token_hex(8)}>" for modality in PLACEHOLDERS}
 SENTINEL = re.compile("|".join(_SENTINELS.values()))
 
 
 def escape(text: str) -> str:
-    """Return the text that means the characters of `text`."""
+    """Escape a text, so that it means its own characters."""
     return _RESERVED.sub("<!", text)
 
 
 def unescape(text: str) -> str:
-    """Return the characters that a text without placeholders means."""
+    """Return the characters that a text means; the text has no placeholders."""
     return _ESCAPED.sub("<", text)
 
 
@@ -35,20 +35,20 @@ def is_escaped(text: str) -> bool:
 
 
 def split_placeholders(text: str) -> list[str]:
-    """Split a text into texts and placeholders, in turn; the first and the last are texts."""
+    """Split a text into alternating texts and placeholders; the first and the last items are texts."""
     return _PLACEHOLDER.split(text)
 
 
 def sentinel(modality: str) -> str | None:
-    """Return a placeholder that no client can write, or None if the model does not take this modality."""
+    """Return a stand-in for a placeholder, which no client can write, or None if the model lacks this modality."""
     return _SENTINELS.get(modality)
 
 
 def hide_placeholders(text: str) -> str:
-    """Replace placeholders by sentinels."""
+    """Replace placeholders with sentinels."""
     return _PLACEHOLDER.sub(lambda match: _SENTINELS[match[0].strip("<>")], text)
 
 
 def show_placeholders(text: str) -> str:
-    """Replace sentinels by placeholders."""
+    """Replace sentinels with placeholders."""
     return SENTINEL.sub(lambda match: PLACEHOLDERS[match[0].strip("<>").split()[0]], text)

@@ -1,4 +1,4 @@
-"""Text to token ids, placeholders included, as each format's own code does it."""
+"""Turns text and its placeholders into token ids, as each format's own code does."""
 
 import copy
 import json
@@ -20,14 +20,14 @@ _PREFIX = "▁"
 
 
 class ChatTemplateMixin:
-    """Renders conversations in which only parts are media, for whatever template."""
+    """Renders conversations with any template; only their parts can be media."""
 
     def apply_chat_template(
         self, conversation, tools=None, documents=None, chat_template=None, **kwargs
     ) -> str | list[int] | list[str] | list[list[int]] | BatchEncoding:
-        """Render as transformers does, but see `prepare_conversation`; without a template, llava_v1.
+        """Render a conversation as transformers does, after `prepare_conversation`; the default template is llava_v1.
 
-        A rendered text gives the same token ids as the conversation.
+        Tokenising the rendered text gives the same ids as tokenising here.
         """
         return super().apply_chat_template(
             prepare_conversation(conversation),
@@ -48,15 +48,15 @@ class ChatTemplateMixin:
 class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
     """Tokenises each piece between placeholders on its own, as the original code does.
 
-    The ids are those of the slow `LlamaTokenizer` of transformers 4.31, which
-    the original code uses: SentencePiece's own, with a prefix before each
-    piece. Decoding is transformers'.
+    The original code uses the slow `LlamaTokenizer` of transformers 4.31. Its
+    ids are SentencePiece's own, with a prefix before each piece, and so are
+    these. Decoding is transformers'.
 
     Attributes:
-        placeholder_ids: by modality, the id that stands for its placeholder.
-            These two bytes occur in no UTF-8 text, so no text is ever
-            tokenised to them; and every LLaMA vocabulary has them, so they can
-            be embedded, penalised and asked for like any other token.
+        placeholder_ids: the id that stands for a placeholder, by modality. The
+            ids are those of two bytes that never occur in UTF-8, so no text is
+            tokenised to them. Every LLaMA vocabulary has them, so they can be
+            embedded, penalised and requested like any other token.
 
     Raises:
         ValueError: the checkpoint has no tokenizer.model, or one without byte fallback.
@@ -74,11 +74,11 @@ class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
 
     @cached_property
     def _separators(self) -> dict[str, int]:
-        """Strings that are one id each and end a run of words: placeholders, special and added tokens."""
+        """The strings that have an id of their own and end a run of words: placeholders, special and added tokens."""
         placeholders = {PLACEHOLDERS[modality]: token_id for modality, token_id in self.placeholder_ids.items()}
         special = dict(zip(self.all_special_tokens, self.all_special_ids, strict=True))
         separators = {**self.get_added_vocab(), **special, **placeholders}
-        # A checkpoint may have an empty special token, which would be found everywhere.
+        # A checkpoint may have an empty special token, which would match everywhere.
         return {content: token_id for content, token_id in separators.items() if content}
 
     @cached_property
@@ -100,8 +100,8 @@ class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
     ) -> BatchEncoding:
         """Tokenise one text or a list of them.
 
-        A text that begins with the BOS token is read as if that token had been
-        added, so that a chat template may write it.
+        A BOS token at the beginning of a text counts as the token itself and is
+        not added again, so that a chat template may write it.
         """
         if text_pair is not None or kwargs.get("return_offsets_mapping"):
             raise ValueError("Text pairs and token offsets are not supported.")
@@ -141,7 +141,7 @@ class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
         if starts_piece or not ids or text.startswith(" "):
             return ids
         # After a special token, 4.31 cuts the prefix off the first token and
-        # looks the rest up, though the rest alone may be tokenised otherwise.
+        # looks up the rest, though the rest alone might be tokenised differently.
         first = self._sentencepiece.id_to_piece(ids[0])
         if not first.startswith(_PREFIX):
             return ids
@@ -150,16 +150,16 @@ class OriginalTokenizer(ChatTemplateMixin, LlamaTokenizer):
 
 
 class TransformersTokenizer(ChatTemplateMixin):
-    """Mixed into the tokenizer of a checkpoint that has `<image>` and `<video>` in its vocabulary."""
+    """A mixin for the tokenizer of a checkpoint that has `<image>` and `<video>` in its vocabulary."""
 
     @cached_property
     def placeholder_ids(self) -> dict[str, int]:
-        """By modality, the id that stands for its placeholder."""
+        """The id that stands for a placeholder, by modality."""
         return {modality: self.convert_tokens_to_ids(content) for modality, content in PLACEHOLDERS.items()}
 
     @cached_property
     def _literal(self) -> "TransformersTokenizer":
-        """A copy to which `<image>` and `<video>` are characters like others, and sentinels are the placeholders."""
+        """A copy that reads `<image>` and `<video>` as ordinary characters, and sentinels as the placeholders."""
         backend = json.loads(self.backend_tokenizer.to_str())
         hidden = {content: sentinel(modality) for modality, content in PLACEHOLDERS.items()}
         vocabulary = backend["model"]["vocab"]
@@ -173,7 +173,7 @@ class TransformersTokenizer(ChatTemplateMixin):
     def __call__(
         self, text, *args, add_special_tokens=True, padding=False, max_length=None, return_tensors=None, **kwargs
     ) -> BatchEncoding:
-        """As transformers; but see `OriginalTokenizer` about a text that begins with the BOS token."""
+        """Tokenise as transformers does, but treat a leading BOS token as `OriginalTokenizer` does."""
         if not isinstance(text, str):
             options = {"add_special_tokens": add_special_tokens, **kwargs}
             return self._tokenize_each(text, padding, max_length, return_tensors, **options)
@@ -196,9 +196,9 @@ class TransformersTokenizer(ChatTemplateMixin):
 
 
 def _clean(text: str, bos_token: str, add_special_tokens: bool) -> tuple[str, bool]:
-    """Return the text without a leading BOS token, and whether special tokens are to be added.
+    """Remove a leading BOS token; return the rest of the text, and whether to add special tokens.
 
-    Halves of a character, which JSON may have and no tokenizer takes, become question marks.
+    Halves of a character become question marks: JSON may contain them, but no tokenizer takes them.
     """
     text = text.encode("utf-8", "replace").decode()
     return text.removeprefix(bos_token), add_special_tokens or text.startswith(bos_token)
@@ -221,9 +221,9 @@ class VideoLlavaTokenizer:
 
     @classmethod
     def from_pretrained(cls, name: str, *args, download_dir: str | None = None, **kwargs) -> PreTrainedTokenizerBase:
-        """Load the tokenizer of a folder or repository, either format's.
+        """Load the tokenizer of a folder or repository, in either format.
 
-        Its chat template is llava_v1, whatever the checkpoint says, as in `LLM.chat`.
+        Its chat template is always llava_v1, whatever the checkpoint says, as in `LLM.chat`.
 
         Raises:
             ValueError: the checkpoint's tokenizer cannot be served.
@@ -241,13 +241,13 @@ class VideoLlavaTokenizer:
 
 
 def limit_token_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Let vLLM know which ids the model has, where it asks a tokenizer that it has loaded.
+    """Make a tokenizer tell vLLM the largest id that the model has.
 
-    It refuses larger ones in prompts and among bad words. The tokenizer may
-    have tokens that the model lacks; and vLLM before 0.31 takes the number of
-    its tokens for the largest id. The engine would die of either.
+    vLLM refuses larger ids in prompts and bad words. But the tokenizer may have
+    tokens that the model lacks, and vLLM before 0.31 uses the number of tokens
+    as the largest id. Either would kill the engine.
     """
-    # vLLM makes a subclass of the tokenizer to cache such values.
+    # Set on the class, because vLLM caches such values in a subclass that it makes for the tokenizer.
     type(tokenizer).max_token_id = min(tokenizer.max_token_id, vocab_size - 1)
 
 
@@ -258,7 +258,7 @@ def _is_original(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | 
         config = None
     if isinstance(config, VideoLlavaConfig):
         return config.original_format
-    # The tokenizer comes without its model.
+    # The folder has the tokenizer without its model, so the vocabulary decides.
     return not set(PLACEHOLDERS.values()) <= tokenizer.get_added_vocab().keys()
 
 
@@ -267,7 +267,7 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, original: bool) ->
         settings = tokenizer.init_kwargs
         adds = settings.get("add_bos_token", True), settings.get("add_eos_token", False)
     else:
-        # transformers' settings do not say what a tokenizer.json does.
+        # transformers' settings do not show what a tokenizer.json does.
         ids = tokenizer.encode("a")
         adds = ids[0] == tokenizer.bos_token_id, ids[-1] == tokenizer.eos_token_id
     for name, value, supported in zip(("add_bos_token", "add_eos_token"), adds, (True, False), strict=True):

@@ -1,4 +1,4 @@
-"""Checks that a text is valid Unicode."""
+"""A check that a text is valid Unicode."""
 
 from vllm_videollava.decoding.errors import shorten
 
@@ -7,7 +7,7 @@ def check_text(subject: str, text: str | None) -> None:
     """Refuse halves of a character, which can neither be hashed nor sent.
 
     Raises:
-        ValueError: the text has some.
+        ValueError: the text has such halves.
     """
     try:
         (text or "").encode()

@@ -1,1 +1,1 @@
-"""A tiny trained Video-LLaVA and the small world that it knows: the checkpoint and the generator of clips."""
+"""A tiny trained Video-LLaVA and the small world that it knows: its checkpoint, and a generator of clips."""

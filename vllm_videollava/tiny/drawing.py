@@ -1,4 +1,4 @@
-"""Scenes as pictures: frames, H.264 clips and image files."""
+"""Draws scenes as frames, H.264 clips and image files."""
 
 from fractions import Fraction
 from os import PathLike
@@ -12,7 +12,7 @@ from vllm_videollava.tiny.world import Background, Scene, Thing
 
 
 def draw_frames(scene: Scene, indices: list[int] | np.ndarray | None = None) -> np.ndarray:
-    """Draw the frames of a scene, all of them or those at `indices`; uint8 `[N, H, W, 3]`."""
+    """Draw all frames of a scene, or those at `indices`, as uint8 `[N, H, W, 3]`."""
     background = _draw_background(scene.background, scene.height, scene.width)
     last = max(scene.num_frames - 1, 1)
     frames = []
@@ -32,7 +32,7 @@ def write_video(scene: Scene, path: str | PathLike) -> Path:
 
 
 def write_image(scene: Scene, path: str | PathLike) -> Path:
-    """Write a scene of one frame as an image, in the format of the path's suffix, and return its path."""
+    """Write a scene of one frame as an image, in the format that the path's suffix names, and return its path."""
     Image.fromarray(draw_frames(scene)[0]).save(path)
     return Path(path)
 
@@ -41,9 +41,9 @@ def encode_frames(frames: np.ndarray, file: str | PathLike | BinaryIO, fps: int,
     """Encode frames, uint8 `[N, H, W, 3]`, as H.264 in MP4 to a path or a file object.
 
     Args:
-        options: of x264, in place of its defaults.
+        options: options of x264 that replace its defaults.
     """
-    # Only here, so that scenes can be drawn without PyAV's libraries.
+    # Imported only here, so that scenes can be drawn without PyAV's libraries.
     import av
 
     with av.open(file if hasattr(file, "write") else str(file), "w", format="mp4") as clip:
@@ -56,13 +56,13 @@ def encode_frames(frames: np.ndarray, file: str | PathLike | BinaryIO, fps: int,
 
 
 def coverage(thing: Thing, time: float, x: np.ndarray, y: np.ndarray, softness: float) -> np.ndarray:
-    """Return how much of an object is at points `(x, y)`, 0 to 1, with edges `softness` wide."""
+    """Return how far an object covers each point `(x, y)`, from 0 to 1, with edges `softness` wide."""
     centre_x, centre_y = thing.centre(time)
     return np.clip(0.5 - _distance(thing, x - centre_x, y - centre_y) / softness, 0, 1)
 
 
 def _distance(thing: Thing, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return how far points are outside of an object's edge; negative inside."""
+    """Return the distance of points from an object's edge; it is negative inside."""
     radius, proportion = thing.radius, thing.proportion
     if thing.shape == "circle":
         return np.hypot(x, y) - radius

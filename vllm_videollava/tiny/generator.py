@@ -1,9 +1,9 @@
-"""Clips, images and questions about them, written to a folder: for demos, tests and training of one's own.
+"""Write clips, images and questions about them to a folder, for demos, for tests and for training your own model.
 
     python -m vllm_videollava.tiny.generator FOLDER --videos 10 --images 10 --seed 1
 
-The same seed gives the same scenes and questions. FOLDER/questions.jsonl has a
-line for each question: its media, kind, text and right answer.
+The same seed gives the same scenes and questions. FOLDER/questions.jsonl has
+one line for each question, with its media, kind, text and right answer.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from vllm_videollava.tiny.questions import Question, only_colour, questions_abou
 from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
 QUESTIONS = "questions.jsonl"
-# Appended to every seed, so that no scene here is one of training's.
+# Appended to every seed, so that no scene here is one of the training scenes.
 _MARK = 1
 _VIDEO, _IMAGE, _WORDING = range(3)
 
@@ -30,24 +30,25 @@ Drawn = tuple[Scene, Path]
 
 
 class Example(NamedTuple):
-    """A question about media, in this order; clips have the suffix `.mp4`."""
+    """A question, and the media that it is about, in order; clips have the suffix `.mp4`."""
 
     media: tuple[Path, ...]
     question: Question
 
     @property
     def kinds(self) -> list[str]:
-        """Return for each of the media "video" or "image"."""
+        """Return "video" or "image" for each of the media."""
         return ["video" if path.suffix == ".mp4" else "image" for path in self.media]
 
 
 def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) -> list[Example]:
     """Draw clips and images, and return every question about them.
 
-    A clip with one object that keeps its colour is also asked about together
-    with such an image, every other time with one of the same colour, either of
-    them first. Clips are H.264 in MP4; of the images every other one is JPEG,
-    the rest PNG. Several processes draw, so a script needs its main guard.
+    There are also questions about pairs. A pair is a clip and an image, in
+    random order, each with one object that keeps its colour. Every other pair
+    has the same colour twice. Clips are H.264 in MP4; images are alternately
+    JPEG and PNG. Several processes draw, so a calling script needs its
+    `if __name__ == "__main__"`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     videos = [
@@ -61,7 +62,7 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
         )
         for index in range(num_images)
     ]
-    # Not forked, because the caller may have threads.
+    # The processes are not forked, because the caller may have threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
         list(executor.map(_write, [*videos, *images], chunksize=4))
 
@@ -78,7 +79,7 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
 
 
 def _pairs(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -> Iterator[tuple[Drawn, Drawn]]:
-    """Yield each clip that has one colour with an image that has one: the same every other time, else another."""
+    """Pair clips and images that have one colour each; every other pair has the same colour twice."""
     coloured_videos, coloured_images = ([pair for pair in pairs if only_colour(pair[0])] for pairs in (videos, images))
     same = True
     for video in coloured_videos:

@@ -1,4 +1,4 @@
-"""Questions about scenes, in several wordings, with their right answers."""
+"""Asks questions about scenes, in several wordings, with their right answers."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from vllm_videollava.tiny.world import EVENTS, SHAPES, Scene, Thing
 
-# By kind; {medium} is "video" or "image", {shape} the shape of the object that is asked about.
+# The wordings, by kind. {medium} is "video" or "image"; {shape} is the shape of the object in question.
 WORDINGS = {
     "shape": (
         "What shape is in the {medium}?",
@@ -69,7 +69,7 @@ class Question(NamedTuple):
 
 
 def questions_about(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """Return every question that a scene gives an answer to, each in a wording drawn from its kind's."""
+    """Return every question that a scene answers, each in a random wording of its kind."""
     things = sorted(scene.things, key=lambda thing: SHAPES.index(thing.shape))
     asked = [("count", "", f"There {'is one object' if len(things) == 1 else 'are two objects'}.")]
     if len(things) == 1:
@@ -90,7 +90,7 @@ def questions_about(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def only_colour(scene: Scene) -> str | None:
-    """Return the colour of a scene's only object, or None if it has two, or one that changes colour."""
+    """Return the colour of a scene's only object, or None if there are two objects or the object changes colour."""
     first, *others = scene.things
     return None if others or first.behaviour == "changes" else first.colour
 
@@ -99,10 +99,10 @@ def questions_about_both(video: Scene, image: Scene, rng: np.random.Generator) -
     """Return the questions about a clip and an image in one message.
 
     Args:
-        video, image: each with an `only_colour`.
+        video, image: scenes that have an `only_colour`.
 
     Raises:
-        ValueError: one of them has none.
+        ValueError: one of them has no `only_colour`.
     """
     one, other = only_colour(video), only_colour(image)
     if None in (one, other):

@@ -1,8 +1,8 @@
-"""The small world that the tiny checkpoint knows: random contents of clips and images.
+"""The small world that the tiny checkpoint knows: random contents for clips and images.
 
-Places and lengths are shares of the picture's shorter side, measured from its
-middle, x to the right and y down; times are shares of the clip, 0 its first
-frame and 1 its last.
+Positions and lengths are in units of the picture's shorter side. Positions are
+measured from the picture's centre, x to the right and y down. A time of 0 is a
+clip's first frame, a time of 1 its last.
 """
 
 import colorsys
@@ -15,7 +15,7 @@ SHAPES = ("circle", "square", "triangle")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 EVENTS = ("appears", "vanishes", "changes")
 BEHAVIOURS = (*DIRECTIONS, "stays", *EVENTS)
-# Ranges of hue in degrees, of saturation and of value.
+# Each colour's ranges of hue (in degrees), saturation and value.
 COLOURS = {
     "red": ((-10, 6), (0.8, 1.0), (0.65, 1.0)),
     "green": ((95, 145), (0.7, 1.0), (0.45, 1.0)),
@@ -28,7 +28,7 @@ BACKGROUNDS = ("plain", "noisy", "gradient", "stripes", "chequered")
 
 _RADIUS = (0.08, 0.20)
 _EVENT_TIMES = (0.15, 0.85)
-# Between two events there are at least three of the eight frames.
+# Time between two events; it leaves at least three of the eight frames between them.
 _BETWEEN_EVENTS = 0.45
 _SIDES = (240, 480)
 _FRAMES = (24, 96)
@@ -37,16 +37,16 @@ _FPS = (12, 30)
 
 @dataclass(frozen=True)
 class Thing:
-    """An object: a shape in a colour that moves, stays, appears, vanishes or changes colour.
+    """An object: a coloured shape that moves, stays, appears, vanishes or changes its colour.
 
     Attributes:
         rgb: its colour at first.
-        radius: of the circle, or half the height and width of the other shapes at most.
-        proportion: of another shape, from 0 for its narrowest to 1 for one that fills that height and width.
+        radius: the circle's radius; for other shapes, half of the largest height and width.
+        proportion: for shapes other than the circle, from 0 (narrowest) to 1 (fills the largest height and width).
         start: its centre in the first frame, `(x, y)`.
         end: its centre in the last frame.
-        event_time: when it appears, vanishes or changes.
-        new_colour: what it changes to.
+        event_time: the time at which it appears, vanishes or changes its colour.
+        new_colour: the colour that it changes to.
     """
 
     shape: str
@@ -80,11 +80,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """The background of the objects: one colour, or two in a pattern.
+    """The background behind the objects: one colour, or two in a pattern.
 
     Attributes:
-        scale: pixels of a stripe or a chequer.
-        angle: radians of stripes and gradients.
+        scale: size of a stripe or a chequer, in pixels.
+        angle: direction of stripes and gradients, in radians.
     """
 
     kind: str
@@ -97,7 +97,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """The contents of a clip, or of an image, which is a clip of one frame."""
+    """The contents of a clip or an image; an image is a clip of one frame."""
 
     width: int
     height: int
@@ -119,13 +119,13 @@ def random_clip_scene(
     colour: str | None = None,
     behaviour: str | None = None,
 ) -> Scene:
-    """Draw a clip's scene, in which at most one object moves, and of two events one is that an object appears.
+    """Choose a random scene for a clip: at most one object moves, and if there are two events, one is an appearance.
 
-    In a third of the scenes with two objects, and some others, both have an event.
+    Both objects have an event in a third of the scenes with two objects, and in some of the other two thirds.
 
     Args:
-        num_things: 1 or 2; drawn if not given.
-        shape, colour, behaviour: of the first object; drawn if not given.
+        num_things: 1 or 2; random by default.
+        shape, colour, behaviour: those of the first object; random by default.
     """
     count = num_things or int(rng.integers(1, 3))
     if behaviour is None and count == 2 and rng.random() < 1 / 3:
@@ -138,7 +138,7 @@ def random_clip_scene(
 
 
 def _beside(behaviour: str) -> tuple[str, ...]:
-    """Return what a second object may do: not both move, and of two events one is that an object appears."""
+    """Return the behaviours open to a second object: only one may move, and one of two events is an appearance."""
     if behaviour in DIRECTIONS:
         return ("stays", *EVENTS)
     if behaviour in EVENTS and behaviour != "appears":
@@ -147,13 +147,13 @@ def _beside(behaviour: str) -> tuple[str, ...]:
 
 
 def random_image_scene(rng: np.random.Generator, num_things: int | None = None) -> Scene:
-    """Draw an image's scene; see `random_clip_scene`."""
+    """Choose a random scene for an image; see `random_clip_scene`."""
     count = num_things or int(rng.integers(1, 3))
     return _random_scene(rng, _random_things(rng, ["stays"] * count, None, None), 1)
 
 
 def _random_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frames: int) -> Scene:
-    # H.264 in its usual pixel format needs even sides.
+    # H.264's usual pixel format needs even sides.
     shorter, longer = sorted(2 * int(side) for side in rng.integers(_SIDES[0] // 2, _SIDES[1] // 2 + 1, 2))
     width, height = ((longer, shorter), (shorter, longer), (shorter, shorter))[rng.integers(3)]
     fps = int(rng.integers(_FPS[0], _FPS[1] + 1))
@@ -161,7 +161,7 @@ def _random_scene(rng: np.random.Generator, things: tuple[Thing, ...], num_frame
 
 
 def _random_background(rng: np.random.Generator) -> Background:
-    # Light, dark or between, and never as colourful as an object.
+    # Light, dark or in between, and never as colourful as an object.
     value = rng.choice([rng.uniform(0.03, 0.35), rng.uniform(0.65, 1.0), rng.uniform(0.35, 0.65)], p=[0.4, 0.4, 0.2])
     hue, saturation = rng.uniform(0, 360), rng.uniform(0, 0.25)
     contrast = rng.uniform(0.03, 0.2) * rng.choice([-1, 1])
@@ -178,7 +178,7 @@ def _random_background(rng: np.random.Generator) -> Background:
 def _random_things(
     rng: np.random.Generator, behaviours: list[str], shape: str | None, colour: str | None
 ) -> tuple[Thing, ...]:
-    """Draw objects of different shapes, so that each can be named by it, with room between them."""
+    """Choose random objects, with room between them and of different shapes, so that a shape names an object."""
     shapes = [str(name) for name in rng.permutation(SHAPES)]
     if shape:
         shapes.remove(shape)
@@ -223,7 +223,7 @@ def _random_thing(rng: np.random.Generator, shape: str, colour: str | None, beha
 def _random_path(
     rng: np.random.Generator, behaviour: str, radius: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Draw where an object starts and ends; one that moves may be cut off by the edge at either time."""
+    """Choose where an object starts and ends; one that moves may be cut off by the edge at either point."""
     room = 0.5 - radius
     if behaviour not in DIRECTIONS:
         place = tuple(float(value) for value in rng.uniform(-room, room, 2))
@@ -239,7 +239,7 @@ def _random_path(
 
 
 def _touch(one: Thing, other: Thing) -> bool:
-    """Return whether two objects come close at any time, visible or not."""
+    """Tell whether two objects come close to each other at any time, visible or not."""
     reach = 1.5 * max(one.radius, other.radius) + min(one.radius, other.radius)
     times = np.linspace(0, 1, 25)
     return any(np.hypot(*np.subtract(one.centre(time), other.centre(time))) < reach for time in times)
