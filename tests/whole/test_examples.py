@@ -130,7 +130,7 @@ def test_offline_batch_keeps_files_of_others(clips, tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("to do\nmuch")
     process = start("offline_batch.py", clips, notes)
-    assert "name another file" in process.communicate(timeout=100)[1]
+    assert "choose another file" in process.communicate(timeout=100)[1]
     assert notes.read_text() == "to do\nmuch"
 
 

@@ -264,7 +264,7 @@ def test_a_prompt_that_is_too_long_says_what_takes_how_many_tokens(server_url):
 
 
 def test_offsets_of_tokens_are_refused(server_url):
-    assert_refused(server_url, *chat(server_url, text("Hi"), return_token_offsets=True), "offsets of tokens")
+    assert_refused(server_url, *chat(server_url, text("Hi"), return_token_offsets=True), "token offsets")
 
 
 def test_no_client_names_a_path(server_url, media):
