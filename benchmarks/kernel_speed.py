@@ -391,7 +391,7 @@ def rates(dtype: torch.dtype) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for kernel_speed.jsonl")
-    parser.add_argument("--seconds", type=float, default=480, help="after which no further case is begun")
+    parser.add_argument("--seconds", type=float, default=480, help="time after which no further case begins")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("There is no GPU, and kernels can only be timed on one. benchmarks.kernel_resources needs none.")

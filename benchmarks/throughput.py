@@ -135,9 +135,9 @@ def _seconds(call: Callable[[], None]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput.jsonl")
-    parser.add_argument("--clips", type=int, default=128, help="clips asked about at once")
-    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="of transformers")
+    parser.add_argument("--clips", type=int, default=128, help="number of clips")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="batch sizes for transformers")
     parser.add_argument("--engines", nargs="*", default=["eager", "default"], choices=ENGINES)
     args = parser.parse_args()
     if not torch.cuda.is_available():

@@ -24,11 +24,11 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_model_config(model_config) -> None:
         if model_config.tokenizer_mode not in ("auto", "hf", TOKENIZER_MODE):
-            raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; 'auto' and 'hf' are supported.")
+            raise ValueError(f"tokenizer_mode is {model_config.tokenizer_mode!r}; it must be 'auto' or 'hf'.")
         model_config.tokenizer_mode = TOKENIZER_MODE
         if envs.VLLM_MEDIA_CONNECTOR not in ("http", connector.NAME):
             raise ValueError(
-                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it: this model brings its own."
+                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, because this model has its own."
             )
         # Read the settings now rather than at the first request, so that a wrong value prevents the start.
         read_settings()

@@ -106,19 +106,31 @@ def test_the_config_survives_travel(folder, change):
 
 
 REFUSED = {
-    "projector": ({"mm_projector_type": "qformer"}, "mm_projector_type is 'qformer'; 'linear' and 'mlpNx_gelu'"),
+    "projector": (
+        {"mm_projector_type": "qformer"},
+        "mm_projector_type is 'qformer'; it must be 'linear' or 'mlpNx_gelu'",
+    ),
     "projector of no layers": ({"mm_projector_type": "mlp0x_gelu"}, "mm_projector_type is 'mlp0x_gelu'"),
-    "start and end tokens": ({"mm_use_im_start_end": True}, "mm_use_im_start_end is true; only"),
+    "start and end tokens": ({"mm_use_im_start_end": True}, "mm_use_im_start_end is true; it must be false"),
     "unreadable tower": ({"mm_video_tower": "MCG/videomae"}, "mm_video_tower is 'MCG/videomae', whose config.json"),
-    "no image tower": ({"mm_image_tower": None}, "mm_image_tower is null or missing; the name of"),
-    "no video tower": ({"mm_video_tower": None}, "mm_video_tower is null or missing; the name of"),
-    "select feature": ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'; 'patch'"),
-    "projector that is no name": ({"mm_projector_type": None}, "mm_projector_type is null or missing; 'linear'"),
-    "layer that is not there": ({"mm_vision_select_layer": -30}, "mm_vision_select_layer is -30; whole numbers from -"),
-    "layer that is no number": ({"mm_vision_select_layer": "x"}, "mm_vision_select_layer is 'x'; whole numbers from -"),
+    "no image tower": ({"mm_image_tower": None}, "mm_image_tower is null or missing; it must name a"),
+    "no video tower": ({"mm_video_tower": None}, "mm_video_tower is null or missing; it must name a"),
+    "select feature": ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'; it must be 'patch'"),
+    "projector that is no name": (
+        {"mm_projector_type": None},
+        "mm_projector_type is null or missing; it must be 'linear'",
+    ),
+    "layer that is not there": (
+        {"mm_vision_select_layer": -30},
+        "mm_vision_select_layer is -30; it must be a whole number from -",
+    ),
+    "layer that is no number": (
+        {"mm_vision_select_layer": "x"},
+        "mm_vision_select_layer is 'x'; it must be a whole number from -",
+    ),
     "sizes that differ": (
         {"mm_hidden_size": 32},
-        "mm_hidden_size is 32, the image tower has 64 features and the video tower 64; they",
+        "mm_hidden_size is 32, the image tower has 64 features and the video tower 64; all",
     ),
 }
 
@@ -132,7 +144,9 @@ def test_what_cannot_be_served_is_refused(folder, values, message):
 
 def test_a_tower_that_is_no_languagebind_tower_is_refused(folder, tmp_path):
     CLIPVisionConfig().save_pretrained(tmp_path / "clip")
-    with pytest.raises(ValueError, match=r"LanguageBind tower: its model_type is 'clip_vision_model'\.$"):
+    with pytest.raises(
+        ValueError, match=r"LanguageBind tower: in its config\.json, model_type is 'clip_vision_model'\.$"
+    ):
         AutoConfig.from_pretrained(change_config(folder, mm_video_tower=str(tmp_path / "clip")))
 
 
@@ -144,37 +158,46 @@ def test_the_engine_refuses_with_the_same_sentence(folder):
         EngineArgs(model=str(folder)).create_model_config()
 
 
-FRAMES = "this model always takes 8 frames of a video"
-NOT_OURS = "is fixed by the weights; leave it out"
+FRAMES = "this model always uses 8 frames of a video"
+NOT_OURS = "which the weights fix; leave it out"
 REFUSED_FLAGS = {
     "frames": ({"media_io_kwargs": {"video": {"num_frames": 32}}}, f"num_frames is 32; {FRAMES}"),
     "rate": ({"media_io_kwargs": {"video": {"fps": 1}}}, f"fps is 1; {FRAMES}"),
-    "mistyped modality": ({"media_io_kwargs": {"videos": {"fps": 1}}}, "has the key 'videos'"),
-    "the connector's own": ({"media_io_kwargs": {"video_llava": {"image_size": 56}}}, "has the key 'video_llava'"),
+    "mistyped modality": ({"media_io_kwargs": {"videos": {"fps": 1}}}, "has the unknown key 'videos'"),
+    "the connector's own": (
+        {"media_io_kwargs": {"video_llava": {"image_size": 56}}},
+        "has the unknown key 'video_llava'",
+    ),
     "background": ({"media_io_kwargs": {"image": {"rgba_background_color": [0, 0]}}}, "rgba_background_color is"),
-    "mistyped option": ({"mm_processor_kwargs": {"image_aspect_ration": "pad"}}, "has the key 'image_aspect_ration'"),
+    "mistyped option": (
+        {"mm_processor_kwargs": {"image_aspect_ration": "pad"}},
+        "has the unknown key 'image_aspect_ration'",
+    ),
     "mistyped value": ({"mm_processor_kwargs": {"image_aspect_ratio": "fill"}}, "image_aspect_ratio is 'fill'"),
-    "argument": ({"mm_processor_kwargs": {"images": []}}, "has the key 'images'"),
+    "argument": ({"mm_processor_kwargs": {"images": []}}, "has the unknown key 'images'"),
     "embeddings": ({"enable_mm_embeds": True}, "--enable-mm-embeds is set"),
     "no tokenizer": ({"skip_tokenizer_init": True}, "--skip-tokenizer-init is set"),
-    "more frames": ({"hf_overrides": {"num_frames": 16}}, f"'num_frames', which {NOT_OURS}"),
+    "more frames": ({"hf_overrides": {"num_frames": 16}}, f"'num_frames', {NOT_OURS}"),
     "frames of the tower": (
         {"hf_overrides": {"video_config": {"num_frames": 16}}},
-        f"'video_config', which {NOT_OURS}",
+        f"'video_config', {NOT_OURS}",
     ),
-    "size": ({"hf_overrides": {"image_config": {"image_size": 112}}}, f"'image_config', which {NOT_OURS}"),
-    "layer": ({"hf_overrides": {"vision_feature_layer": -1}}, f"'vision_feature_layer', which {NOT_OURS}"),
-    "format": ({"hf_overrides": {"original_format": False}}, f"'original_format', which {NOT_OURS}"),
+    "size": ({"hf_overrides": {"image_config": {"image_size": 112}}}, f"'image_config', {NOT_OURS}"),
+    "layer": ({"hf_overrides": {"vision_feature_layer": -1}}, f"'vision_feature_layer', {NOT_OURS}"),
+    "format": ({"hf_overrides": {"original_format": False}}, f"'original_format', {NOT_OURS}"),
     "the original's name": (
         {"hf_overrides": {"mm_vision_select_layer": -1}},
-        f"'mm_vision_select_layer', which {NOT_OURS}",
+        f"'mm_vision_select_layer', {NOT_OURS}",
     ),
     "transformers' name": (
         {"hf_overrides": {"vision_config": {"image_size": 112}}},
-        f"'vision_config', which {NOT_OURS}",
+        f"'vision_config', {NOT_OURS}",
     ),
-    "misplaced": ({"hf_overrides": {"max_position_embeddings": 512}}, "no effect there; put it into 'text_config'"),
-    "misplaced rope": ({"hf_overrides": {"rope_parameters": {"rope_type": "linear", "factor": 2}}}, "no effect there"),
+    "misplaced": ({"hf_overrides": {"max_position_embeddings": 512}}, "belongs in 'text_config'; put it there"),
+    "misplaced rope": (
+        {"hf_overrides": {"rope_parameters": {"rope_type": "linear", "factor": 2}}},
+        "belongs in 'text_config'",
+    ),
     "frames by a function": (
         {"hf_overrides": partial(with_values, num_frames=16)},
         "num_frames is 16, but the video tower",

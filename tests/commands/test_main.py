@@ -161,7 +161,7 @@ def test_help_begins_with_a_verb_and_shows_an_example_that_works(run, capsys, na
 @pytest.mark.parametrize("flags", [["--foo"], ["tiny", "more"]])
 def test_flags_that_a_command_does_not_take_are_named(run, capsys, flags):
     assert run("check", *flags) == 2
-    assert capsys.readouterr().err.endswith(f"error: check does not take {flags[-1]}.\n")
+    assert capsys.readouterr().err.endswith(f"error: unrecognized arguments for check: {flags[-1]}\n")
 
 
 def test_both_spellings_of_colour(run, monkeypatch):

@@ -193,7 +193,7 @@ def test_grey_of_many_bits_is_scaled(data, expected):
 def test_grey_of_no_numbers(value):
     values = RAMP.astype(np.float32)
     values[3, 4] = value
-    with pytest.raises(MediaError, match=r"^The image has values that are infinite or not a number; replace them"):
+    with pytest.raises(MediaError, match=r"^The image has infinite or NaN values; replace them"):
         decode(wide_grey(values))
 
 

@@ -12,7 +12,7 @@ GOOD = [
     "The video is empty.",
     "Message 1, part 2: The image is not valid base64: its character 11 is '@'.",
     "VIDEO_LLAVA_MAX_FRAMES is '0'; it must be an integer of at least 1.",
-    "mm_image_tower is None; the name of a LanguageBind tower is needed.",
+    "mm_image_tower is None; it must name a LanguageBind tower.",
     "--media-io-kwargs has no key 'videos'.",
     "1 <image> placeholder was found, but there are 0 images. Write it as &lt;image&gt;.",
     "The video cannot be fetched: its address must begin with http://, https://, data: or file://.",

@@ -125,7 +125,7 @@ def test_an_image_with_too_many_pixels(connector, monkeypatch):
 
 BAD_URLS = {
     "no base64": ("data:{kind}/any;base64,@@@@", "The {kind} is not valid base64: its character 1 is '@'."),
-    "not base64": ("data:{kind}/any,abc", "The data URL does not have ;base64 right before its comma"),
+    "not base64": ("data:{kind}/any,abc", "The data URL must have ;base64 right before its comma"),
     "nothing": ("data:{kind}/any;base64,", "The {kind} is empty."),
     "no comma": ("data:{kind}", "The data URL has no comma near its beginning"),
     "other scheme": (
@@ -134,7 +134,7 @@ BAD_URLS = {
     ),
     "odd host": (
         "http://[::1",
-        "The {kind} cannot be fetched: its address, or one that it redirects to, is malformed.",
+        "The {kind} cannot be fetched: its address is malformed, or redirects to one that is.",
     ),
     "no such file": ("file://{folder}/none", "The {kind} file cannot be read, or"),
     "folder": ("file://{folder}", "The {kind} file cannot be read, or"),

@@ -87,9 +87,9 @@ STATUSES = {
     451: "Unavailable For Legal Reasons",
 }
 REDIRECTS_ELSEWHERE = "its server redirects to an address that is neither http nor https."
-MALFORMED = "its address, or one that it redirects to, is malformed."
-COMPRESSION = "its server compresses it (Content-Encoding) in a way that is damaged or not supported."
-TOO_LARGE = "it has more than the 1048576 bytes that VIDEO_LLAVA_MAX_MEDIA_MB allows."
+MALFORMED = "its address is malformed, or redirects to one that is."
+COMPRESSION = "its server's Content-Encoding is not supported, or the compressed data are damaged."
+TOO_LARGE = "it is too large; the limit is 1048576 bytes (VIDEO_LLAVA_MAX_MEDIA_MB)."
 PERMANENT = {
     **{str(status): f"its server answers with HTTP {status} ({phrase})." for status, phrase in STATUSES.items()},
     "499": "its server answers with HTTP 499.",
@@ -133,7 +133,7 @@ def test_statuses_that_are_transient(way, address, status):
     assert refusal(FetchError, way, f"{address}{status}") == CANNOT + sentence
 
 
-NO_ANSWER = "no complete and valid answer came from its server; check its address, or try again later."
+NO_ANSWER = "its server did not send a complete HTTP response; check the address, or try again later."
 
 
 NO_ANSWERS = ["close", "reset", "silent", "to-refused"]
@@ -179,7 +179,7 @@ def self_signed(tmp_path_factory) -> ssl.SSLContext:
 def test_a_certificate_that_nobody_trusts(way, self_signed):
     with faulty_server(self_signed) as address:
         sentence = refusal(MediaError, way, f"{address}good")
-    assert sentence == CANNOT + "the certificate of its server is not valid or not trusted."
+    assert sentence == CANNOT + "its server's certificate is not valid or not trusted."
 
 
 BAD_ADDRESSES = [
@@ -232,14 +232,14 @@ def test_domains_that_are_not_allowed(way, address):
 @both_ways
 def test_vllms_own_limit(way, address, monkeypatch):
     monkeypatch.setenv("VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", "1")
-    sentence = "it has more than the 1048576 bytes that VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB allows."
+    sentence = "it is too large; the limit is 1048576 bytes (VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB)."
     assert refusal(MediaError, way, f"{address}large") == CANNOT + sentence
 
 
 @pytest.mark.skipif(not REQUEST_TOO_LARGE, reason="vLLM has this limit from 0.33 on")
 def test_the_limit_of_a_whole_request():
     sentence = str(translate("image", "http://example.org/", REQUEST_TOO_LARGE("Request media downloads exceed 5.")))
-    assert sentence.endswith("have more bytes than VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB allows.")
+    assert sentence.endswith("media are too large in total (VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB).")
 
 
 FILE = "The video file cannot be read, or --allowed-local-media-path does not allow it."
@@ -258,7 +258,7 @@ def test_files_that_cannot_be_read(way, tmp_path, name):
 def test_long_addresses_are_not_parsed(way, scheme, monkeypatch):
     monkeypatch.setattr("vllm.multimodal.media.connector.parse_url", None)
     url = scheme + "a" * 50_000_000
-    sentence = f"its address has {len(url)} characters, but at most 8192 are supported."
+    sentence = f"its address has {len(url)} characters; the limit is 8192."
     assert refusal(MediaError, way, url) == CANNOT + sentence
 
 

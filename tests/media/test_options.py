@@ -33,13 +33,13 @@ def test_what_asks_for_nothing_or_for_what_is_done_anyway_is_fine(kwargs):
 
 def test_the_number_of_frames_is_the_models():
     check_media_io_kwargs({"video": {"num_frames": 16}}, 16)
-    with pytest.raises(ValueError, match="num_frames is 8; this model always takes 16 frames of a video"):
+    with pytest.raises(ValueError, match="num_frames is 8; this model always uses 16 frames of a video"):
         check_media_io_kwargs({"video": {"num_frames": 8}}, 16)
 
 
-FRAMES = "this model always takes 8 frames of a video."
+FRAMES = "this model always uses 8 frames of a video."
 DECODER = "this model has its own video decoder."
-BYTES = "a list of three whole numbers from 0 to 255 is supported."
+BYTES = "it must be a list of three whole numbers from 0 to 255."
 BAD_MEDIA = {
     "more frames": ({"video": {"num_frames": 16}}, f"media_io_kwargs.video.num_frames is 16; {FRAMES}"),
     "no frames": ({"video": {"num_frames": 0}}, f"media_io_kwargs.video.num_frames is 0; {FRAMES}"),
@@ -65,27 +65,30 @@ BAD_MEDIA = {
     ),
     "unknown": (
         {"video": {"nframes": 8}},
-        "media_io_kwargs.video has the key 'nframes', which is not supported.",
+        "media_io_kwargs.video has the unknown key 'nframes'.",
     ),
-    "unknown null": ({"video": {"x": None}}, "media_io_kwargs.video has the key 'x', which is not supported."),
-    "key that is not text": ({"video": {8: 8}}, "media_io_kwargs.video has the key 8, which is not supported."),
+    "unknown null": ({"video": {"x": None}}, "media_io_kwargs.video has the unknown key 'x'."),
+    "key that is not text": ({"video": {8: 8}}, "media_io_kwargs.video has the unknown key 8."),
     "the connector's own": (
         {"video_llava": {"image_size": 112}},
-        "media_io_kwargs has the key 'video_llava'; 'image' and 'video' are supported.",
+        "media_io_kwargs has the unknown key 'video_llava'; the known keys are 'image' and 'video'.",
     ),
-    "audio": ({"audio": {}}, "media_io_kwargs has the key 'audio'; 'image' and 'video' are supported."),
-    "flat": ({"num_frames": 8}, "media_io_kwargs has the key 'num_frames'; 'image' and 'video' are supported."),
-    "a list": ([["video", 1]], "media_io_kwargs is [[...]]; a mapping of options to their values is needed."),
-    "text": ("video", "media_io_kwargs is 'video'; a mapping of options to their values is needed."),
-    "false": (False, "media_io_kwargs is False; a mapping of options to their values is needed."),
-    "a number": ({"video": 8}, "media_io_kwargs.video is 8; a mapping of options to their values is needed."),
+    "audio": ({"audio": {}}, "media_io_kwargs has the unknown key 'audio'; the known keys are 'image' and 'video'."),
+    "flat": (
+        {"num_frames": 8},
+        "media_io_kwargs has the unknown key 'num_frames'; the known keys are 'image' and 'video'.",
+    ),
+    "a list": ([["video", 1]], "media_io_kwargs is [[...]]; it must map options to values."),
+    "text": ("video", "media_io_kwargs is 'video'; it must map options to values."),
+    "false": (False, "media_io_kwargs is False; it must map options to values."),
+    "a number": ({"video": 8}, "media_io_kwargs.video is 8; it must map options to values."),
     "grey": (
         {"image": {"image_mode": "L"}},
-        "media_io_kwargs.image.image_mode is 'L'; this model always takes RGB images.",
+        "media_io_kwargs.image.image_mode is 'L'; this model always uses RGB images.",
     ),
     "image option": (
         {"image": {"fps": -1}},
-        "media_io_kwargs.image has the key 'fps'; 'image_mode' and 'rgba_background_color' are supported.",
+        "media_io_kwargs.image has the unknown key 'fps'; the known keys are 'image_mode' and 'rgba_background_color'.",
     ),
     "a word": (
         {"image": {"rgba_background_color": "white"}},
@@ -137,22 +140,22 @@ UNKNOWN = ("images", "videos", "self", "text", "return_tensors", "images_kwargs"
 BAD_PROCESSING = {
     "another ratio": (
         {"image_aspect_ratio": "fill"},
-        "mm_processor_kwargs.image_aspect_ratio is 'fill'; 'pad' and null are supported.",
+        "mm_processor_kwargs.image_aspect_ratio is 'fill'; it must be 'pad' or null.",
     ),
     "true": (
         {"image_aspect_ratio": True},
-        "mm_processor_kwargs.image_aspect_ratio is True; 'pad' and null are supported.",
+        "mm_processor_kwargs.image_aspect_ratio is True; it must be 'pad' or null.",
     ),
     "a list": (
         {"image_aspect_ratio": ["pad"]},
-        "mm_processor_kwargs.image_aspect_ratio is ['pad']; 'pad' and null are supported.",
+        "mm_processor_kwargs.image_aspect_ratio is ['pad']; it must be 'pad' or null.",
     ),
-    "device": ({"device": "cuda:0"}, "mm_processor_kwargs.device is 'cuda:0'; 'cpu' and null are supported."),
-    "not a mapping": ("pad", "mm_processor_kwargs is 'pad'; a mapping of options to their values is needed."),
+    "device": ({"device": "cuda:0"}, "mm_processor_kwargs.device is 'cuda:0'; it must be 'cpu' or null."),
+    "not a mapping": ("pad", "mm_processor_kwargs is 'pad'; it must map options to values."),
     **{
         f"unknown {name!r}": (
             {name: []},
-            f"mm_processor_kwargs has the key {name!r}; 'image_aspect_ratio' and 'device' are supported.",
+            f"mm_processor_kwargs has the unknown key {name!r}; the known keys are 'image_aspect_ratio' and 'device'.",
         )
         for name in UNKNOWN
     },
@@ -189,7 +192,7 @@ def test_no_value_makes_a_long_sentence_or_a_second_line(place, value):
 
 @pytest.mark.parametrize("key", HARMFUL[:4], ids=["long", "lines", "surrogate", "digits"])
 def test_no_key_makes_a_long_sentence_or_a_second_line(key):
-    with pytest.raises(ValueError, match=r"has the key .*; 'image' and 'video' are supported") as error:
+    with pytest.raises(ValueError, match=r"has the unknown key .*; the known keys are 'image' and 'video'") as error:
         check_media_io_kwargs({key: {}}, 8)
     assert_short(str(error.value))
 

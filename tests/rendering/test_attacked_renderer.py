@@ -204,11 +204,11 @@ EDGES = {
     "no ids": ({"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": None}}, None),
     "sound": (
         {"multi_modal_data": {"audio": [0.5]}},
-        "The request has media of the kind 'audio'; 'image' and 'video' are supported.",
+        "The request has 'audio' media; this model takes images and videos.",
     ),
     "chunk": (
         {"multi_modal_data": {"vision_chunk": 1}},
-        "media of the kind 'vision_chunk'; 'image' and 'video' are supported.",
+        "'vision_chunk' media; this model takes images and videos.",
     ),
     "image id": (
         {"multi_modal_data": {"image": IMAGES}, "multi_modal_uuids": {"image": ["a\ud800"]}},

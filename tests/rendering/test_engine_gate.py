@@ -56,22 +56,22 @@ def from_client(ours, data=None, name="pixel_values_images", field=None, called=
         (
             torch.zeros(3, 112, 112, dtype=torch.uint8),
             "pixel_values_images",
-            "Pixels of modality 'image' are torch.uint8 [3, 112, 112], not torch.uint8 [3, 56, 56].",
+            "An item of modality 'image' is torch.uint8 [3, 112, 112]; it must be torch.uint8 [3, 56, 56].",
         ),
         (
             torch.zeros(3, 56, 56),
             "pixel_values_images",
-            "Pixels of modality 'image' are torch.float32 [3, 56, 56], not torch.uint8 [3, 56, 56].",
+            "An item of modality 'image' is torch.float32 [3, 56, 56]; it must be torch.uint8 [3, 56, 56].",
         ),
         (
             torch.zeros(8, 3, 56, 56, dtype=torch.uint8),
             "pixel_values_videos",
-            "An item of modality 'image' must consist of its pixels and nothing else.",
+            "An item of modality 'image' must have pixels and nothing else.",
         ),
         (
             torch.zeros(1, dtype=torch.int64),
             "address",
-            "An item of modality 'image' must consist of its pixels and nothing else.",
+            "An item of modality 'image' must have pixels and nothing else.",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def test_tensors_of_clients_are_put_together_as_the_models(renderer, ours, kind)
         "flat": MultiModalFlatField(slices=[slice(0, 3)]),
         "shared": MultiModalSharedField(batch_size=1),
     }[kind]
-    with refused("An item of modality 'image' must consist of its pixels and nothing else."):
+    with refused("An item of modality 'image' must have pixels and nothing else."):
         process(renderer, from_client(ours, field=field))
 
 
@@ -98,7 +98,7 @@ def test_an_item_without_pixels_is_refused(renderer, ours):
     from vllm.multimodal.inputs import MultiModalKwargsItems
 
     items = MultiModalKwargsItems({"image": [None]})
-    with refused("An item of modality 'image' must consist of its pixels and nothing else."):
+    with refused("An item of modality 'image' must have pixels and nothing else."):
         process(renderer, mm_input(ours["prompt_token_ids"], items, ours["mm_hashes"], ours["mm_placeholders"]))
 
 
@@ -175,7 +175,9 @@ def test_deep_options_are_refused(renderer, ours):
         deep = {"a": deep}
     with pytest.raises(VLLMValidationError, match=r"nests|nested too deeply"):
         process(renderer, ours, structured_outputs=StructuredOutputsParams(json=deep))
-    with pytest.raises(VLLMValidationError, match=r"^The field kv_transfer_params nests .* deep\.$"):
+    with pytest.raises(
+        VLLMValidationError, match=r"^The field kv_transfer_params is nested too deeply; the limit is 100 levels\.$"
+    ):
         process(renderer, ours, extra_args={"kv_transfer_params": {"x": deep}})
 
 
@@ -199,7 +201,7 @@ LIMITS = {
     "max_tokens": (
         2**31 - 1 - 18,
         2**31 - 18,
-        "Prompt and max_tokens are 2147483648 tokens; vLLM's model runner accepts at most 2147483647.",
+        "The prompt and max_tokens make 2147483648 tokens; vLLM's model runner accepts at most 2147483647.",
     ),
 }
 
@@ -219,7 +221,7 @@ def test_what_the_second_model_runner_has_no_room_for_is_refused_there(renderer,
 
 def test_log_probabilities_of_chosen_tokens_need_the_second_model_runner(renderer, ours, monkeypatch):
     """The first would give those of one request to all that it answers at the same time."""
-    with refused("logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."):
+    with refused("logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use."):
         process(renderer, ours, logprobs=1, logprob_token_ids=[7])
     monkeypatch.setattr(renderer, "_runs_v2", True)
     process(renderer, ours, logprobs=1, logprob_token_ids=[7])

@@ -226,8 +226,7 @@ CUT = {
     "into an image": (
         [IMAGE, text("a")],
         {"truncate_prompt_tokens": 25, "truncation_side": "left"},
-        " is 25, which removes or cuts through an image or a video of the prompt; "
-        "an image takes 16 tokens, a video 136.",
+        " is 25, which cuts off an image or a video, wholly or in part; an image takes 16 tokens and a video 136.",
     ),
 }
 

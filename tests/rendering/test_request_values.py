@@ -23,7 +23,7 @@ def nested(depth: int, kind: type = list) -> Any:
     return value
 
 
-DEEP = "The field option nests lists and objects more than 100 deep."
+DEEP = "The field option is nested too deeply; the limit is 100 levels."
 UNICODE = "which is not valid Unicode."
 BAD = {
     "lists": (nested(101), DEEP),
@@ -77,7 +77,7 @@ def test_no_field_hides_in_another(name):
     for fine in (None, {}, {"a": "kv_transfer_params"}):
         check_request(WithExtras(vllm_xargs=fine))
     with pytest.raises(
-        ValueError, match=rf"^The field vllm_xargs has '{name}', which belongs outside of it, as a field of its own\.$"
+        ValueError, match=rf"^The field vllm_xargs has '{name}', which must be a field of the request itself\.$"
     ):
         check_request(WithExtras(vllm_xargs={"a": 1, name: "x"}))
     # As vLLM leaves the request once it has made parameters of it.
@@ -87,7 +87,7 @@ def test_no_field_hides_in_another(name):
 
 def test_texts_of_messages_are_the_tokenizers_affair():
     check_request(Request(messages=[{"role": "user", "content": "a\ud800"}, {"content": [10**30]}]))
-    with pytest.raises(ValueError, match=r"^The field messages nests lists and objects more than 100 deep\.$"):
+    with pytest.raises(ValueError, match=r"^The field messages is nested too deeply; the limit is 100 levels\.$"):
         check_request(Request(messages=[{"content": nested(99)}]))
 
 
@@ -97,9 +97,9 @@ def test_arguments_of_a_call_are_parsed():
 
     for fine in ("", "{", '{"a": [1]}', "[" * 90 + "]" * 90, "\ud800"):
         check_request(call(fine))
-    with pytest.raises(ValueError, match=r"^The field messages nests lists and objects more than 100 deep\.$"):
+    with pytest.raises(ValueError, match=r"^The field messages is nested too deeply; the limit is 100 levels\.$"):
         check_request(call("[" * 500 + "]" * 500))
-    with pytest.raises(ValueError, match=r"^A tool call's arguments nest lists and objects more than 100 deep\.$"):
+    with pytest.raises(ValueError, match=r"^A tool call's arguments are nested too deeply; the limit is 100 levels\.$"):
         check_request(call("[" * 100_000 + "]" * 100_000))
 
 

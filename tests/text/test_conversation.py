@@ -151,9 +151,9 @@ def test_media_of_a_system_message_are_refused(tokenizer):
 
 @pytest.mark.parametrize("kind", ["input_audio", "x" * 1000, None])
 def test_other_parts_are_refused(tokenizer, kind):
-    sentence = r"A part of type .{4,40} is not supported; text, image and video are\."
+    sentence = r"A part has the type .{4,40}; it must be text, image or video\."
     if kind is None:
-        sentence = r"A part has no type; text, image and video are supported\."
+        sentence = r"A part has no type; it must be text, image or video\."
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         tokenizer.apply_chat_template([user({"type": kind, "data": "AAAA"})], tokenize=False)
 

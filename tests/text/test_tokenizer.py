@@ -180,7 +180,7 @@ def test_other_settings_of_special_tokens_are_refused(tmp_path, transformers_fol
         setattr(plain, name, value)
         plain.update_post_processor()
         plain.save_pretrained(folder)
-    sentence = f"^The tokenizer's {name} is {str(value).lower()}; only {str(not value).lower()} is supported\\.$"
+    sentence = f"^The tokenizer's {name} is {str(value).lower()}; it must be {str(not value).lower()}\\.$"
     with pytest.raises(ValueError, match=sentence):
         VideoLlavaTokenizer.from_pretrained(str(folder))
 

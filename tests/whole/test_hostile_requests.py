@@ -34,7 +34,7 @@ def test_deep_nesting_is_refused(server_url, field, depth):
     body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
     body |= json.loads(f"{{{DEEP[field] % nested(depth)}}}")
     status, reply = post(server_url, "/v1/chat/completions", **body)
-    assert_refused(server_url, status, reply, f"The field {field} nests lists and objects more than 100 deep.")
+    assert_refused(server_url, status, reply, f"The field {field} is nested too deeply; the limit is 100 levels.")
 
 
 @pytest.mark.parametrize("depth", [200, 900, 5000, 100_000])
@@ -42,7 +42,7 @@ def test_deep_arguments_of_a_call_are_refused(server_url, depth):
     call = json.loads(CALL % json.dumps(f'{{"a": {nested(depth)}}}'))
     messages = [{"role": "user", "content": "Hi"}, call, {"role": "user", "content": "And?"}]
     status, reply = post(server_url, "/v1/chat/completions", messages=messages, max_tokens=1)
-    assert_refused(server_url, status, reply, "more than 100 deep.")
+    assert_refused(server_url, status, reply, "the limit is 100 levels.")
 
 
 @pytest.mark.parametrize("field", ["kv_transfer_params", "ec_transfer_params"])
@@ -55,7 +55,7 @@ def test_deep_arguments_of_a_call_are_refused(server_url, depth):
 )
 def test_deep_nesting_is_refused_everywhere(server_url, path, body, field):
     status, reply = post(server_url, path, **body, **{field: {"a": json.loads(nested(800))}})
-    assert_refused(server_url, status, reply, f"The field {field} nests lists and objects more than 100 deep.")
+    assert_refused(server_url, status, reply, f"The field {field} is nested too deeply; the limit is 100 levels.")
 
 
 def test_what_is_nested_as_usual_is_answered(server_url):
@@ -98,7 +98,7 @@ def test_no_field_hides_in_another(server_url):
         server_url,
         status,
         reply,
-        "vllm_xargs has 'kv_transfer_params', which belongs outside of it, as a field of its own.",
+        "vllm_xargs has 'kv_transfer_params', which must be a field of the request itself.",
     )
     status, reply = chat(server_url, text("Hi"), vllm_xargs={"a": 1}, kv_transfer_params={"a": 1}, max_tokens=1)
     assert status == 200, reply
@@ -135,7 +135,7 @@ def test_ids_beyond_the_vocabulary_are_refused_in_scoring(server_url):
 def test_scoring_is_refused_beside_others_answers(server_url):
     # vLLM's first model runner, which the CPU has, would give its log-probabilities to them.
     scoring = {"query": [383], "items": [[5]], "label_token_ids": [6]}
-    sentence = "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."
+    sentence = "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use."
     assert_refused(server_url, *post(server_url, "/generative_scoring", **scoring), sentence)
     status, reply = chat(server_url, text("Hi"), logprobs=True, logprob_token_ids=[7], max_tokens=1)
     assert_refused(server_url, status, reply, sentence)

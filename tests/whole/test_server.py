@@ -110,7 +110,7 @@ def test_padding_is_an_option(server_url, media):
     assert cropped["choices"][0]["logprobs"] != padded["choices"][0]["logprobs"]
     status, reply = chat(server_url, image, text("What?"), mm_processor_kwargs={"image_aspect_ratio": "fill"})
     assert_refused(
-        server_url, status, reply, "mm_processor_kwargs.image_aspect_ratio is 'fill'; 'pad' and null are supported."
+        server_url, status, reply, "mm_processor_kwargs.image_aspect_ratio is 'fill'; it must be 'pad' or null."
     )
 
 
@@ -269,7 +269,7 @@ def test_offsets_of_tokens_are_refused(server_url):
 
 def test_no_client_names_a_path(server_url, media):
     picture = {"type": "image_pil", "image_pil": str(media[0] / "photo.jpg")}
-    assert_refused(server_url, *chat(server_url, picture, text("What?")), "An image was given as str")
+    assert_refused(server_url, *chat(server_url, picture, text("What?")), "An image cannot be of type str")
 
 
 def test_a_sequence_of_pictures_is_sampled_like_a_clip(server_url):
@@ -310,7 +310,7 @@ def test_a_refusal_names_the_part_and_is_logged_with_the_request(server, media, 
     [
         ("404", 400, "its server answers with HTTP 404 (Not Found)."),
         ("503", 502, "its server answers with HTTP 503 (Service Unavailable); try again later."),
-        ("close", 502, "no complete and valid answer came from its server; check its address, or try again later."),
+        ("close", 502, "its server did not send a complete HTTP response; check the address, or try again later."),
     ],
 )
 def test_what_cannot_be_fetched(server, path, status, reason):
@@ -328,7 +328,7 @@ def test_another_number_of_frames_is_refused(server_url, media):
     video = part("video", (media[0] / "clip.mp4").as_uri())
     for options in ({"num_frames": 16}, {"fps": 2}):
         status, reply = chat(server_url, video, text("What?"), media_io_kwargs={"video": options})
-        assert_refused(server_url, status, reply, "; this model always takes 8 frames of a video.")
+        assert_refused(server_url, status, reply, "; this model always uses 8 frames of a video.")
 
 
 def test_a_prompt_that_is_too_long_is_refused(server_url):

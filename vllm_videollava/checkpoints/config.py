@@ -114,9 +114,9 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
     """
     for name in overrides if isinstance(overrides, Mapping) else ():
         if name.startswith("mm_") or name in _names_of_architecture():
-            raise ValueError(f"hf_overrides has {shorten(name)}, which is fixed by the weights; leave it out.")
+            raise ValueError(f"hf_overrides cannot change {shorten(name)}, which the weights fix; leave it out.")
         if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
-            raise ValueError(f"hf_overrides has {shorten(name)}, which has no effect there; put it into 'text_config'.")
+            raise ValueError(f"hf_overrides has {shorten(name)}, which belongs in 'text_config'; put it there.")
     tower = config.video_config
     if tower.add_time_attn and config.num_frames != tower.num_frames:
         raise ValueError(
@@ -140,10 +140,10 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if values.get("mm_use_im_start_end"):
-        raise ValueError("mm_use_im_start_end is true; only checkpoints without start and end tokens are supported.")
+        raise ValueError("mm_use_im_start_end is true; it must be false: this model has no start and end tokens.")
     feature = values.get("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
-        raise ValueError(f"mm_vision_select_feature is {feature!r}; 'patch' and 'cls_patch' are supported.")
+        raise ValueError(f"mm_vision_select_feature is {feature!r}; it must be 'patch' or 'cls_patch'.")
     image_source, image_config = _original_tower(values, "mm_image_tower", checkpoint)
     video_source, video_config = _original_tower(values, "mm_video_tower", checkpoint)
     layer = values.get("mm_vision_select_layer", -2)
@@ -152,7 +152,7 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if len(hidden_sizes) != 1:
         raise ValueError(
             f"mm_hidden_size is {_show(values.get('mm_hidden_size'))}, the image tower has {image_config.hidden_size} "
-            f"features and the video tower {video_config.hidden_size}; they must be equal."
+            f"features and the video tower {video_config.hidden_size}; all three must be equal."
         )
     return {
         **_shared_fields(values),
@@ -172,7 +172,7 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
 def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tuple[str, TowerConfig]:
     name = values.get(field)
     if not isinstance(name, str):
-        raise ValueError(f"{field} is {_show(name)}; the name of a LanguageBind tower is needed.")
+        raise ValueError(f"{field} is {_show(name)}; it must name a LanguageBind tower.")
     location = locate_tower(name, checkpoint)
     return location, read_tower_config(field, location)
 
@@ -184,7 +184,7 @@ def _show(value: Any) -> str:
 def _check_layer(field: str, layer: Any, *towers: TowerConfig) -> None:
     most = min(tower.num_hidden_layers for tower in towers)
     if type(layer) is not int or not -most - 1 <= layer <= most:
-        raise ValueError(f"{field} is {_show(layer)}; whole numbers from {-most - 1} to {most} are supported.")
+        raise ValueError(f"{field} is {_show(layer)}; it must be a whole number from {-most - 1} to {most}.")
 
 
 def _original_projector_depth(projector_type: Any) -> int:
@@ -192,20 +192,20 @@ def _original_projector_depth(projector_type: Any) -> int:
         return 1
     if match := re.fullmatch(r"mlp([1-9]\d*)x_gelu", str(projector_type)):
         return int(match[1])
-    raise ValueError(f"mm_projector_type is {_show(projector_type)}; 'linear' and 'mlpNx_gelu' are supported.")
+    raise ValueError(f"mm_projector_type is {_show(projector_type)}; it must be 'linear' or 'mlpNx_gelu'.")
 
 
 def _from_transformers(values: dict[str, Any]) -> dict[str, Any]:
     layer = values.get("vision_feature_layer", -2)
     strategy = values.get("vision_feature_select_strategy", "default")
     if strategy not in ("default", "full"):
-        raise ValueError(f"vision_feature_select_strategy is {strategy!r}; 'default' and 'full' are supported.")
+        raise ValueError(f"vision_feature_select_strategy is {strategy!r}; it must be 'default' or 'full'.")
     # transformers' own class fills in its defaults and reads older spellings.
     from transformers.models.video_llava import VideoLlavaConfig as TransformersConfig
 
     config = TransformersConfig.from_dict(dict(values))
     if not isinstance(config.text_config, LlamaConfig):
-        raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; 'llama' is supported.")
+        raise ValueError(f"text_config has model_type {config.text_config.model_type!r}; it must be 'llama'.")
     tower = tower_config(config.vision_config.to_dict())
     _check_layer("vision_feature_layer", layer, tower)
     return {

@@ -75,12 +75,12 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
         values = json.loads(Path(cached_file(location, "config.json")).read_text())
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{field} is {location!r}, whose config.json cannot be read; supported are {OFFICIAL_IMAGE_TOWER}, "
-            f"{OFFICIAL_VIDEO_TOWER}, and any folder or repository with the config.json of a LanguageBind tower."
+            f"{field} is {location!r}, whose config.json cannot be read; it must be {OFFICIAL_IMAGE_TOWER}, "
+            f"{OFFICIAL_VIDEO_TOWER}, or a folder or repository with the config.json of a LanguageBind tower."
         ) from error
     if not _is_languagebind(values):
         raise ValueError(
-            f"{field} is {location!r}, whose config.json is not that of a LanguageBind tower: {_find_fault(values)}."
+            f"{field} is {location!r}, which is not a LanguageBind tower: in its config.json, {_find_fault(values)}."
         )
     return tower_config(values["vision_config"])
 
@@ -88,8 +88,8 @@ def read_tower_config(field: str, location: str) -> TowerConfig:
 def _find_fault(values: Any) -> str:
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type and not str(model_type).startswith("LanguageBind"):
-        return f"its model_type is {model_type!r}"
-    return "it has no vision_config"
+        return f"model_type is {model_type!r}"
+    return "vision_config is missing"
 
 
 def _is_languagebind(values: Any) -> bool:

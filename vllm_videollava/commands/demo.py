@@ -19,7 +19,7 @@ from vllm_videollava.tiny.drawing import draw_frames, write_video
 from vllm_videollava.tiny.questions import Question, questions_about
 from vllm_videollava.tiny.world import COLOURS, DIRECTIONS, SHAPES, Scene, random_clip_scene
 
-HELP = "draw a clip and ask the tiny checkpoint about it"
+HELP = "draw a random clip and ask the tiny checkpoint about it"
 EXAMPLE = "vllm-videollava demo --shape triangle --color red --moves left"
 HANDS_ON = False
 NUM_QUESTIONS = 4
@@ -32,13 +32,9 @@ FRAME_COLUMNS = 18
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, help="shape of the object (the clip then has a single object)")
-    parser.add_argument(
-        "--colour", "--color", choices=COLOURS, help="colour of the object (the clip then has a single object)"
-    )
-    parser.add_argument(
-        "--moves", choices=DIRECTIONS, help="where the object moves to (the clip then has a single object)"
-    )
+    parser.add_argument("--shape", choices=SHAPES, help="shape of the clip's only object")
+    parser.add_argument("--colour", "--color", choices=COLOURS, help="colour of the clip's only object")
+    parser.add_argument("--moves", choices=DIRECTIONS, help="direction in which the clip's only object moves")
     parser.add_argument(
         "--seed", type=_seed, metavar="N", help="random seed; the same seed and options give the same clip"
     )

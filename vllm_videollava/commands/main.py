@@ -20,7 +20,7 @@ def main() -> None:
     args, handed_on = parser.parse_known_args(arguments)
     command = COMMANDS[args.command]
     if handed_on and not command.HANDS_ON:
-        parser.error(f"{args.command} does not take {' '.join(handed_on)}.")
+        parser.error(f"unrecognized arguments for {args.command}: {' '.join(handed_on)}")
     args.handed_on = handed_on
     sys.exit(command.run(args))
 

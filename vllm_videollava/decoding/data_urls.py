@@ -42,10 +42,7 @@ def split_data_url(url: str) -> tuple[str, str]:
         return match[1].strip().lower(), url[match.end() :]
     if "," not in header:
         raise MediaError("The data URL has no comma near its beginning; write data:type/subtype;base64,data.")
-    raise MediaError(
-        "The data URL does not have ;base64 right before its comma, and nothing else is supported; "
-        "write data:type/subtype;base64,data."
-    )
+    raise MediaError("The data URL must have ;base64 right before its comma, as in data:type/subtype;base64,data.")
 
 
 def decode_base64(kind: str, text: str) -> bytes:
@@ -92,13 +89,13 @@ def _find_fault(text: str, digits: bytearray) -> str:
         return f"{place} is {other!r}"
     if b"=" in digits:
         return "it has padding (=) before its end"
-    return f"its length without white space and padding is {len(digits)}, which is invalid; it may be cut off"
+    return f"without white space and padding it has {len(digits)} characters, an impossible number; it may be cut off"
 
 
 def _digits(text: str) -> bytearray:
     """Return the text in base64's standard alphabet, without white space; check nothing else."""
     if text[:2] in ("b'", 'b"'):
-        raise _NotBase64Error("it begins with b and a quotation mark, as Python prints bytes; decode() gives the text")
+        raise _NotBase64Error("it begins with b and a quotation mark, as Python prints bytes; call decode() first")
     if _plus_signs_are_spaces(text):
         raise _NotBase64Error("it has spaces instead of plus signs; in a URL or a form, + is written %2B")
     try:

@@ -41,7 +41,7 @@ OTHER_FORMAT = {
     "image": "try another format, for example PNG",
     "video": "try another format, for example H.264 in MP4",
 }
-ENDING = "Nothing is decoded any more, because the engine is shutting down."
+ENDING = "The engine is shutting down and decodes nothing more."
 ENVIRONMENT = ("LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH")
 """The variables that workers inherit, in addition to Python's own: no keys, no tokens."""
 
@@ -126,7 +126,7 @@ class DecodePool:
                 threading.Thread(target=self._work, args=(first,), daemon=True, name="decode").start()
             except RuntimeError:
                 first.future.set_exception(
-                    DecoderUnavailableError("No thread can be started to decode. Try again later.")
+                    DecoderUnavailableError("The server cannot start another thread to decode; try again later.")
                 )
                 self._release(first)
         return job.future
@@ -287,7 +287,7 @@ class _Worker:
                     # A new session keeps Ctrl-C away from it.
                     self._process = subprocess.Popen(command, stdin=theirs, start_new_session=True, env=_environment())
             except OSError as error:
-                raise DecoderUnavailableError(f"No decoding process can be started: {error.strerror}.") from error
+                raise DecoderUnavailableError(f"A decoding process cannot be started: {error.strerror}.") from error
             self._wait_until_ready()
             unless_started.pop_all()
 
@@ -297,7 +297,7 @@ class _Worker:
             if (exit_code := self._end()) is None:
                 raise DecoderUnavailableError(f"A decoding process did not start within {SECONDS_TO_START} seconds.")
             raise DecoderUnavailableError(
-                f"A decoding process failed to start (exit code {exit_code}); the log has its messages."
+                f"A decoding process ended as it started (exit code {exit_code}); the log has its messages."
             )
 
     def is_alive(self) -> bool:
@@ -341,7 +341,7 @@ class _Worker:
             pass
         except OSError as error:
             raise DecoderUnavailableError(
-                f"The {job.kind} was not decoded: {error.strerror}. Try again later."
+                f"The {job.kind} was not decoded ({error.strerror}); try again later."
             ) from error
         finally:
             if outcome not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.FAILED):
@@ -419,7 +419,8 @@ def _error(job: Job, outcome: Outcome, result: Any, exit_code: int | None, setti
         return takes_too_long(medium, settings)
     if exit_code == -signal.SIGKILL:
         return DecoderUnavailableError(
-            f"{medium} was not decoded: the system ended its decoder, perhaps because memory ran out. Try again later."
+            f"{medium} was not decoded, because the system killed its decoder, perhaps for lack of memory; "
+            "try again later."
         )
     if outcome == Outcome.FAILED:
         return MediaError(f"{medium} cannot be decoded; {OTHER_FORMAT[job.kind]}.", detail=_one_line(str(result)))

@@ -92,7 +92,7 @@ def _full_range(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
         return 0, 2**bits - 1
     low, high = float(values.min()), float(values.max())
     if not np.isfinite((low, high)).all():
-        raise MediaError("The image has values that are infinite or not a number; replace them before sending it.")
+        raise MediaError("The image has infinite or NaN values; replace them first.")
     whole = image.mode == "I" or np.array_equal(values, np.rint(values))
     if low >= 0:
         if image.mode == "F" and high <= 1:

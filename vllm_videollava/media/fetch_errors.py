@@ -26,14 +26,14 @@ MAX_URL_CHARACTERS = 8192
 """The maximum length of a URL that is not a data URL: while vLLM parses one, all requests wait."""
 
 TRANSIENT_4XX = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-NO_ANSWER = "no complete and valid answer came from its server; check its address, or try again later"
-MALFORMED = "its address, or one that it redirects to, is malformed"
+NO_ANSWER = "its server did not send a complete HTTP response; check the address, or try again later"
+MALFORMED = "its address is malformed, or redirects to one that is"
 
 # aiohttp raises these in the server; offline, requests does.
 PERMANENT = {
-    (ssl.SSLCertVerificationError,): "the certificate of its server is not valid or not trusted",
+    (ssl.SSLCertVerificationError,): "its server's certificate is not valid or not trusted",
     (ContentEncodingError, requests.exceptions.ContentDecodingError): (
-        "its server compresses it (Content-Encoding) in a way that is damaged or not supported"
+        "its server's Content-Encoding is not supported, or the compressed data are damaged"
     ),
     (aiohttp.TooManyRedirects, requests.TooManyRedirects): "its server redirects too often",
     (aiohttp.NonHttpUrlRedirectClientError, requests.exceptions.InvalidSchema): (
@@ -98,8 +98,7 @@ def _check_url(kind: str, url: object) -> None:
         )
     if scheme != "data" and len(url) > MAX_URL_CHARACTERS:
         raise MediaError(
-            f"The {kind} cannot be fetched: its address has {len(url)} characters, "
-            f"but at most {MAX_URL_CHARACTERS} are supported."
+            f"The {kind} cannot be fetched: its address has {len(url)} characters; the limit is {MAX_URL_CHARACTERS}."
         )
 
 
@@ -118,7 +117,7 @@ def _permanent_reason(error: BaseException | None, is_wrapped: bool) -> str | No
     if isinstance(error, connections.HTTPResponseSizeExceededError):
         return _too_large(variable("max_media_mb"), error.max_bytes)
     if isinstance(error, REQUEST_TOO_LARGE):
-        return "the media of this request have more bytes than VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB allows"
+        return "the request's media are too large in total (VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB)"
     if (status := _status(error)) and status < 500 and status not in TRANSIENT_4XX:
         return _describe_status(status)
     if type(error) is ValueError and "allowed domains" in str(error):
@@ -157,7 +156,7 @@ def _describe_status(status: int) -> str:
 
 
 def _too_large(setting: str, max_bytes: int) -> str:
-    return f"it has more than the {max_bytes} bytes that {setting} allows"
+    return f"it is too large; the limit is {max_bytes} bytes ({setting})"
 
 
 def _redact(text: str) -> str:

@@ -35,7 +35,7 @@ def check_media_io_kwargs(kwargs: object, num_frames: int) -> None:
         ValueError: an option is unknown, or requests something that this model cannot do.
     """
     modalities = _mapping("media_io_kwargs", kwargs, ("image", "video"))
-    image_mode = {"image_mode": (("RGB",), "this model always takes RGB images")}
+    image_mode = {"image_mode": (("RGB",), "this model always uses RGB images")}
     image = _mapping("media_io_kwargs.image", modalities.get("image"), (*image_mode, BACKGROUND))
     _check_values("media_io_kwargs.image", image, image_mode)
     background_colour(modalities)
@@ -56,7 +56,7 @@ def background_colour(kwargs: Mapping[str, Mapping[str, object] | None] | None) 
     if not isinstance(colour, (list, tuple)) or len(colour) != 3 or not all(map(_is_byte, colour)):
         raise ValueError(
             f"media_io_kwargs.image.{BACKGROUND} is {shorten(colour)}; "
-            "a list of three whole numbers from 0 to 255 is supported."
+            "it must be a list of three whole numbers from 0 to 255."
         )
     red, green, blue = map(int, colour)
     return red, green, blue
@@ -74,13 +74,13 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
     options = _mapping("mm_processor_kwargs", kwargs, _PROCESSOR_OPTIONS)
     for name, value in options.items():
         if not _is_one_of(value, (_PROCESSOR_OPTIONS[name],)):
-            supported = f"{_PROCESSOR_OPTIONS[name]!r} and null are supported"
-            raise ValueError(f"mm_processor_kwargs.{name} is {shorten(value)}; {supported}.")
+            only = repr(_PROCESSOR_OPTIONS[name])
+            raise ValueError(f"mm_processor_kwargs.{name} is {shorten(value)}; it must be {only} or null.")
 
 
 def _video_options(num_frames: int) -> dict[str, tuple[tuple, str]]:
     """Return, for each option, the values that it may have besides null, and the reason why it may have no others."""
-    frames = f"this model always takes {num_frames} frames of a video"
+    frames = f"this model always uses {num_frames} frames of a video"
     decoder = "this model has its own video decoder"
     return {
         "num_frames": ((num_frames, -1), frames),
@@ -97,11 +97,11 @@ def _mapping(path: str, value: object, known: Collection[str]) -> Mapping[str, A
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path} is {shorten(value)}; a mapping of options to their values is needed.")
+        raise ValueError(f"{path} is {shorten(value)}; it must map options to values.")
     for key in value:
         if key not in known:
-            few = f"; {' and '.join(map(repr, known))} are supported" if len(known) == 2 else ", which is not supported"
-            raise ValueError(f"{path} has the key {shorten(key)}{few}.")
+            all_known = f"; the known keys are {' and '.join(map(repr, known))}" if len(known) == 2 else ""
+            raise ValueError(f"{path} has the unknown key {shorten(key)}{all_known}.")
     return value
 
 

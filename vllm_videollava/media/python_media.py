@@ -2,7 +2,7 @@
 
 import dataclasses
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import EllipsisType
@@ -28,9 +28,9 @@ from vllm_videollava.text.placeholders import PLACEHOLDERS
 _CHANNELS = (3, 4, 1)
 """RGB, RGBA and grey. If a shape can be read in several ways, the first of these wins, then channels last."""
 _SUPPORTED = {
-    "An image": "a PIL image, an array or tensor, and a pathlib.Path",
-    "A video": "a list of images, an array or tensor, and a pathlib.Path",
-    "A frame": "a PIL image, and an array or tensor",
+    "An image": "a PIL image, an array, a tensor or a pathlib.Path",
+    "A video": "a list of images, an array, a tensor or a pathlib.Path",
+    "A frame": "a PIL image, an array or a tensor",
 }
 
 
@@ -59,10 +59,7 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
                 modality.
         """
         mm_data = dict(mm_data)
-        for modality in mm_data.keys() - PLACEHOLDERS.keys():
-            raise MediaError(
-                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
-            )
+        check_modalities(mm_data)
         if (images := mm_data.get("image")) is not None:
             mm_data["image"] = _read_each("Image", self._read_image, _split_images(images))
         if (videos := mm_data.get("video")) is not None:
@@ -249,17 +246,17 @@ def _to_uint8(values: np.ndarray, kind: str) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"{kind} array has dtype {values.dtype}; supported are integers, floats and bool.")
+        raise ValueError(f"{kind} array has dtype {values.dtype}; it must have integers, floats or bool.")
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{kind} array has values that are infinite or not a number; replace them before sending it.")
+        raise ValueError(f"{kind} array has infinite or NaN values; replace them first.")
     is_fraction = values.dtype.kind in "bf" and low >= 0 and high <= 1
     is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.trunc(values))
     if not is_fraction and not (is_whole and low >= 0 and high <= 255):
         fractions = " that are not all whole numbers" if low >= 0 and high <= 255 else ""
         raise ValueError(
             f"{kind} array has {values.dtype} values from {_show(low)} to {_show(high)}{fractions}; "
-            "supported are whole numbers from 0 to 255, and floats from 0 to 1."
+            "they must be whole numbers from 0 to 255, or floats from 0 to 1."
         )
     result = np.empty(values.shape, np.uint8)
     for part, into in zip(values, result, strict=True):
@@ -275,7 +272,7 @@ def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
     if (array := _find_array(data)) is None:
         given = type(data)
         name = given.__name__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__name__}"
-        raise ValueError(f"{kind} was given as {name}; supported are {_SUPPORTED[kind]}.")
+        raise ValueError(f"{kind} cannot be of type {name}; it must be {_SUPPORTED[kind]}.")
     return array
 
 
@@ -300,8 +297,8 @@ def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray |
             array = array.float()
         return array.numpy(force=True)
     except (RuntimeError, TypeError) as error:
-        what = f"dtype {array.dtype} and layout {array.layout} on device {array.device}"
-        raise ValueError(f"{kind} tensor has {what}, which cannot be read; pass a dense tensor of numbers.") from error
+        form = f"dtype {array.dtype}, layout {array.layout} and device {array.device}"
+        raise ValueError(f"{kind} tensor of {form} cannot be read; pass a dense tensor of numbers.") from error
 
 
 def _channel_axis(shape: tuple[int, ...]) -> int | None:
@@ -315,8 +312,19 @@ def _check_shape(shape: tuple[int, ...], kind: str, is_clip: bool = False) -> No
     is_coloured = len(picture) == 3 and _channel_axis(picture) is not None
     if 0 in shape or not (is_grey or is_coloured):
         n = "N, " if is_clip else ""
-        supported = f"[{n}H, W, C], [{n}C, H, W] and [{n}H, W], with C = 3, 4 or 1"
-        raise ValueError(f"{kind} array has shape {shape}; supported are {supported}.")
+        supported = f"[{n}H, W, C], [{n}C, H, W] or [{n}H, W], with C = 3, 4 or 1"
+        raise ValueError(f"{kind} array has shape {shape}; it must be {supported}.")
+
+
+def check_modalities(modalities: Iterable[str]) -> None:
+    """Check that media are images and videos.
+
+    Raises:
+        MediaError: one is of another modality.
+    """
+    for modality in modalities:
+        if modality not in PLACEHOLDERS:
+            raise MediaError(f"The request has {shorten(modality)} media; this model takes images and videos.")
 
 
 def count_media(mm_data: Mapping[str, Any]) -> dict[str, int]:

@@ -74,7 +74,7 @@ class StrictWeightsLoader:
                 if tensor.shape != self._expected[name]:
                     raise ValueError(
                         f"The checkpoint's tensor {checkpoint_name} has shape {list(tensor.shape)}; "
-                        f"{list(self._expected[name])} is needed."
+                        f"it must be {list(self._expected[name])}."
                     )
             elif not name.startswith(self._open_prefixes):
                 if not self._is_unused(name):

@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.errors import shorten
+from vllm_videollava.media.python_media import check_modalities
 from vllm_videollava.rendering.request_values import check_value
 from vllm_videollava.text.unicode import check_text
 
@@ -74,9 +75,7 @@ def check_engine_request(request: EngineCoreRequest, *, runs_v2: bool) -> None:
         prompt_length = length_from_prompt_token_ids_or_embeds(request.prompt_token_ids, request.prompt_embeds)
         _check_limits(params, prompt_length)
     elif params is not None and params.logprob_token_ids:
-        raise ValueError(
-            "logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use here."
-        )
+        raise ValueError("logprob_token_ids and /generative_scoring need vLLM's model runner V2, which is not in use.")
 
 
 def _check_limits(params: SamplingParams, prompt_length: int) -> None:
@@ -88,7 +87,7 @@ def _check_limits(params: SamplingParams, prompt_length: int) -> None:
         ("logit_bias has {} ids", len(params.logit_bias or ()), runner_v2.MAX_NUM_LOGIT_BIAS_TOKENS),
         ("With min_tokens, the request has {} stop token ids", num_stop_ids, runner_v2.MAX_NUM_STOP_TOKEN_IDS),
         ("bad_words has {} tokens", sum(map(len, bad_words)), envs.VLLM_MAX_BAD_WORDS_TOTAL_TOKENS),
-        ("Prompt and max_tokens are {} tokens", prompt_length + (params.max_tokens or 0), INT32_MAX),
+        ("The prompt and max_tokens make {} tokens", prompt_length + (params.max_tokens or 0), INT32_MAX),
         ("seed is {}", params.seed or 0, INT64_MAX),
     ):
         if number > limit:
@@ -106,7 +105,7 @@ def _check_token_ids(token_ids: Sequence[int], vocab_size: int) -> None:
 def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
     if embeds.ndim != 2 or not len(embeds) or embeds.shape[1] != hidden_size or not embeds.is_floating_point():
         raise ValueError(
-            f"prompt_embeds is {embeds.dtype} {list(embeds.shape)}; floating point [tokens, {hidden_size}] is needed."
+            f"prompt_embeds is {embeds.dtype} {list(embeds.shape)}; it must be floating point [tokens, {hidden_size}]."
         )
 
 
@@ -120,17 +119,14 @@ def _check_media(
         "video": ("pixel_values_videos", (config.num_frames, 3, video_size, video_size), config.tokens_per_video),
     }
     ends = []
-    for modality in {*items, *hashes, *places}:
-        if modality not in forms:
-            raise ValueError(
-                f"The request has media of the kind {shorten(modality)}; 'image' and 'video' are supported."
-            )
+    check_modalities(modalities := {*items, *hashes, *places})
+    for modality in modalities:
         name, shape, length = forms[modality]
         # If there are no items, some of the three mappings lack the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
         if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
-            items_hashes_and_places = "{} items, {} hashes and {} places in the prompt".format(*numbers)
-            raise ValueError(f"The request has {items_hashes_and_places} of the kind {modality!r}; they must be equal.")
+            counts = "{} items, {} hashes and {} places in the prompt".format(*numbers)
+            raise ValueError(f"For {modality!r}, the request has {counts}; the three numbers must be equal.")
         for item in own_items:
             if not (shares_memory and item and "address" in item):
                 _check_item(modality, item, name, shape)
@@ -142,15 +138,16 @@ def _check_media(
     if any(start < end for start, (_, end) in zip(starts, ends, strict=False)) or (
         ends and (ends[0][0] < 0 or ends[-1][1] > num_tokens)
     ):
-        raise ValueError("The images and videos of the request overlap, or lie outside of its prompt.")
+        raise ValueError("Images or videos of the request overlap in its prompt, or lie outside it.")
 
 
 def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape: tuple[int, ...]) -> None:
     element = (item or {}).get(name)
     pixels = element.data if element else None
     if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
-        raise ValueError(f"An item of modality {modality!r} must consist of its pixels and nothing else.")
+        raise ValueError(f"An item of modality {modality!r} must have pixels and nothing else.")
     if pixels.dtype != torch.uint8 or pixels.shape != shape:
         raise ValueError(
-            f"Pixels of modality {modality!r} are {pixels.dtype} {list(pixels.shape)}, not torch.uint8 {list(shape)}."
+            f"An item of modality {modality!r} is {pixels.dtype} {list(pixels.shape)}; "
+            f"it must be torch.uint8 {list(shape)}."
         )

@@ -46,8 +46,8 @@ class PromptLengths:
         except VLLMValidationError as error:
             image, video = (self._tokens_per_item[modality] for modality in ("image", "video"))
             raise ValueError(
-                f"truncate_prompt_tokens is {params.truncate_prompt_tokens}, which removes or cuts through an image or "
-                f"a video of the prompt; an image takes {image} tokens, a video {video}."
+                f"truncate_prompt_tokens is {params.truncate_prompt_tokens}, which cuts off an image or "
+                f"a video, wholly or in part; an image takes {image} tokens and a video {video}."
             ) from error
 
     def _check(self, given, tokenized, params: TokenizeParams):

@@ -35,7 +35,7 @@ def check_request(request: BaseModel) -> None:
     extras = getattr(request, "vllm_xargs", None) or {}
     for name in _TRANSFERS & extras.keys():
         if extras[name] is not getattr(request, name, None):
-            raise ValueError(f"The field vllm_xargs has {name!r}, which belongs outside of it, as a field of its own.")
+            raise ValueError(f"The field vllm_xargs has {name!r}, which must be a field of the request itself.")
     for name, value in vars(request).items():
         check_value(f"The field {name}", value, is_sent=name not in _NOT_SENT)
 
@@ -54,7 +54,7 @@ def check_value(subject: str, value: Any, *, is_sent: bool = True) -> None:
         level = [child for node in level for child in _children(node)]
         if not level:
             return
-    raise ValueError(f"{subject} nests lists and objects more than {MAX_NESTING} deep.")
+    raise ValueError(f"{subject} is nested too deeply; the limit is {MAX_NESTING} levels.")
 
 
 def _check_leaves(subject: str, values: list[Any]) -> None:
@@ -83,6 +83,8 @@ def _parse(arguments: Any) -> Any:
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except RecursionError as error:
-        raise ValueError(f"A tool call's arguments nest lists and objects more than {MAX_NESTING} deep.") from error
+        raise ValueError(
+            f"A tool call's arguments are nested too deeply; the limit is {MAX_NESTING} levels."
+        ) from error
     except ValueError:
         return arguments

@@ -74,8 +74,8 @@ def _normal_part(part: Any) -> dict[str, Any]:
             if modality in str(kind):
                 return {**part, "type": modality}
     if part.get("type") is None:
-        raise ValueError("A part has no type; text, image and video are supported.")
-    raise ValueError(f"A part of type {reprlib.repr(part.get('type'))} is not supported; text, image and video are.")
+        raise ValueError("A part has no type; it must be text, image or video.")
+    raise ValueError(f"A part has the type {reprlib.repr(part.get('type'))}; it must be text, image or video.")
 
 
 def _drop_run(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -273,4 +273,4 @@ def _check_special_tokens(tokenizer: PreTrainedTokenizerBase, original: bool) ->
     for name, value, supported in zip(("add_bos_token", "add_eos_token"), adds, (True, False), strict=True):
         if value != supported:
             value, supported = str(value).lower(), str(supported).lower()
-            raise ValueError(f"The tokenizer's {name} is {value}; only {supported} is supported.")
+            raise ValueError(f"The tokenizer's {name} is {value}; it must be {supported}.")
