@@ -1,7 +1,7 @@
 """Other ways to write the kernels, which only a GPU can choose between; the package has none of them.
 
-The patch embedding gets its patches unfolded already, as bytes, in rows of 592 (588, padded to a
-multiple of 16), with which a processor could begin; weights are folded beforehand.
+The patch embedding gets its patches unfolded already, as bytes, with which a processor could begin;
+weights are folded beforehand. Rows have 588 pixels and are padded to 592 bytes, a multiple of 16.
 """
 
 from collections.abc import Sequence
@@ -11,76 +11,57 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_videollava.kernels import temporal_attention, temporal_embed_norm
+from vllm_videollava.kernels import frame_patch_embed, temporal_attention, temporal_embed_norm
 
-DEPTH = 592
-MAGNIFIED = 64
-CENTRE = 128
+CENTRE = frame_patch_embed.CENTRE.value
 
 
 class Folded(NamedTuple):
-    """The patch embedding's weights, with the normalisation of pixels in them.
-
-    Attributes:
-        matrix: float16 `[D, 592]`, times 64.
-        rows: float32 `[1 + N, D]`, what is added to CLS and to each patch's product.
-        norm_weight: `[D]`, as `norm_bias`.
-    """
+    """The patch embedding's weights, with the normalisation of pixels in the matrix, `[D, K]`, and the bias, `[D]`."""
 
     matrix: torch.Tensor
-    rows: torch.Tensor
+    bias: torch.Tensor
+    class_embedding: torch.Tensor
+    position_embedding: torch.Tensor
     norm_weight: torch.Tensor
     norm_bias: torch.Tensor
     eps: float
 
 
-def fold(weight, class_embedding, position_embedding, norm_weight, norm_bias, *, image_mean, image_std, eps) -> Folded:
-    """Fold `(pixel / 255 - mean) / std` into the weight and a bias; the bias is that of the rounded matrix."""
-    std, mean = (torch.tensor(x, dtype=torch.double, device=weight.device) for x in (image_std, image_mean))
-    scaled = weight.double() / (255 * std).view(3, 1, 1)
-    matrix = torch.zeros(len(weight), DEPTH, dtype=torch.half, device=weight.device)
-    matrix[:, : scaled[0].numel()] = (scaled * MAGNIFIED).flatten(1).half()
-    multiplied = (matrix[:, : scaled[0].numel()].double() / MAGNIFIED).unflatten(1, scaled.shape[1:])
-    bias = (multiplied * (CENTRE - 255 * mean).view(3, 1, 1)).sum((1, 2, 3))
-    rows = position_embedding.double()
-    rows = torch.cat([rows[:1] + class_embedding.double(), rows[1:] + bias]).float()
-    return Folded(matrix, rows, norm_weight, norm_bias, eps)
+def fold(weight, *others, image_mean: Sequence[float], image_std: Sequence[float], eps: float) -> Folded:
+    """Fold the normalisation of pixels into the weight; the matrix is float16, whatever the weight is."""
+    matrix, bias = frame_patch_embed._fold(weight, image_mean, image_std)
+    return Folded(matrix.half(), bias, *others, eps)
 
 
 def unfold_on_cpu(frames: torch.Tensor, patch: int) -> torch.Tensor:
-    """Cut frames, uint8 `[F, 3, H, W]`, into rows, uint8 `[F * N, 592]`, as a processor could."""
+    """Cut frames, uint8 `[F, 3, H, W]`, into rows, padded, uint8 `[F * N, K]`, as a processor could."""
     rows = frames.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-    padding = torch.full((len(rows), DEPTH - rows.shape[1]), CENTRE, dtype=torch.uint8, device=rows.device)
+    padding = torch.full(
+        (len(rows), frame_patch_embed.padded_depth(patch) - rows.shape[1]),
+        CENTRE,
+        dtype=torch.uint8,
+        device=rows.device,
+    )
     return torch.cat([rows, padding], 1)
 
 
-def by_bytes_and_cublas(rows: torch.Tensor, folded: Folded, num_frames: int) -> torch.Tensor:
-    """Take unfolded bytes, multiply by cuBLAS, normalise by Triton."""
-    return normalise((rows.half() - CENTRE) @ folded.matrix.T, folded, num_frames)
+def by_bytes_and_cublas(rows: torch.Tensor, folded: Folded) -> torch.Tensor:
+    """Take unfolded bytes, multiply by cuBLAS, normalise by the package's kernel."""
+    return frame_patch_embed._normalise((rows.half() - CENTRE) @ folded.matrix.T, *folded[1:])
 
 
-def by_bytes(rows: torch.Tensor, folded: Folded, num_frames: int, tile: Sequence[int]) -> torch.Tensor:
-    """Take unfolded bytes, multiply them by Triton, normalise by Triton."""
+def by_bytes(rows: torch.Tensor, folded: Folded, tile: Sequence[int]) -> torch.Tensor:
+    """Take unfolded bytes, multiply them by Triton, normalise by the package's kernel."""
     block_rows, block_features, block_depth, num_warps, num_stages = tile
-    features = len(folded.matrix)
+    features, depth = folded.matrix.shape
     product = torch.empty(len(rows), features, dtype=torch.half, device=rows.device)
     grid = (triton.cdiv(len(rows), block_rows) * triton.cdiv(features, block_features),)
     _multiply_bytes_kernel[grid](
-        rows, folded.matrix, product, len(rows), features, DEPTH, CENTRE, block_rows, block_features, block_depth,
+        rows, folded.matrix, product, len(rows), features, depth, CENTRE, block_rows, block_features, block_depth,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
-    return normalise(product, folded, num_frames)
-
-
-def normalise(product: torch.Tensor, folded: Folded, num_frames: int) -> torch.Tensor:
-    """Add CLS, bias and positions, and normalise."""
-    tokens, features = folded.rows.shape
-    output = torch.empty(num_frames, tokens, features, dtype=folded.norm_weight.dtype, device=product.device)
-    _normalise_kernel[(num_frames * tokens,)](
-        product, folded.rows, folded.norm_weight, folded.norm_bias, output, tokens, folded.eps, 1 / MAGNIFIED,
-        features, triton.next_power_of_2(features), num_warps=1,
-    )  # fmt: skip
-    return output
+    return frame_patch_embed._normalise(product, *folded[1:])
 
 
 def attend(query, key, value, *, num_frames: int, num_heads: int, scale: float, block_rows: int, num_warps: int):
@@ -166,37 +147,6 @@ def _multiply_bytes_kernel(
         tile = tl.dot(pixels.to(tl.float16) - CENTRE, values, tile)
     mask = (row < num_rows)[:, None] & (feature < FEATURES)[None, :]
     tl.store(product_ptr + row.to(tl.int64)[:, None] * FEATURES + feature[None, :], tile.to(tl.float16), mask=mask)
-
-
-@triton.jit
-def _normalise_kernel(
-    product_ptr,  # [F * N, D]
-    added_ptr,  # [1 + N, D]
-    norm_weight_ptr,  # [D]
-    norm_bias_ptr,  # [D]
-    output_ptr,  # [F * (1 + N), D]
-    tokens,
-    eps,
-    scale,
-    FEATURES: tl.constexpr,
-    BLOCK_FEATURES: tl.constexpr,
-):
-    row = tl.program_id(0)
-    token, frame = row % tokens, row // tokens
-    feature = tl.arange(0, BLOCK_FEATURES)
-    mask = feature < FEATURES
-    patch = (frame * (tokens - 1) + token - 1).to(tl.int64)
-    is_product = feature < tl.where(token > 0, FEATURES, 0)
-    values = tl.load(product_ptr + patch * FEATURES + feature, mask=is_product, other=0).to(tl.float32) * scale
-    values += tl.load(added_ptr + token * FEATURES + feature, mask=mask, other=0)
-    mean = tl.sum(values, 0) / FEATURES
-    distance = tl.where(mask, values - mean, 0)
-    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
-    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
-    bias = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
-    values = distance * inverse * gain + bias
-    output = output_ptr + row.to(tl.int64) * FEATURES + feature
-    tl.store(output, values.to(output_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -32,7 +32,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 FEATURES, HEAD_SIZE, NUM_FRAMES, PATCH = 1024, 64, 8, 14
-DEPTH = 592
+DEPTH = frame_patch_embed.padded_depth(PATCH)
 # In which the patch embedding multiplies.
 PRODUCT_TYPES = {torch.bfloat16: "fp16", torch.float16: "fp16", torch.float32: "fp32"}
 

@@ -26,7 +26,7 @@ from benchmarks import harness
 from benchmarks import kernel_candidates as candidates
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.kernels import reference
-from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
+from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed, padded_depth
 from vllm_videollava.kernels.temporal_attention import temporal_attention
 from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
@@ -87,7 +87,8 @@ def patch_embed(frames: int, shape: Shape, dtype: torch.dtype, device: str) -> C
     plain = partial(_plain_patch_embed, weights=weights, shape=shape)
     compiled = torch.compile(plain, dynamic=False)
     ways: dict[str, Way] = {OURS: by_package, "PyTorch": plain, "torch.compile": compiled}
-    ways |= _ways_with_bytes(frames, candidates.fold(*weights, **options), shape)
+    folded = candidates.fold(*weights, **options)
+    ways |= _ways_with_bytes(folded)
     make_input = partial(_random_frames, frames, shape, device)
     rows = frames * shape.positions
     moved = frames * 3 * shape.size**2 + weights[0].nbytes + rows * shape.features * weights[0].element_size()
@@ -126,13 +127,11 @@ def _mean_and_std(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     return _CONSTANTS[device]
 
 
-def _ways_with_bytes(num_frames: int, folded: candidates.Folded, shape: Shape) -> dict[str, Way]:
+def _ways_with_bytes(folded: candidates.Folded) -> dict[str, Way]:
     def by_bytes(frames: Frames, tile: tuple[int, ...]) -> torch.Tensor:
-        return candidates.by_bytes(frames.rows, folded, num_frames, tile)
+        return candidates.by_bytes(frames.rows, folded, tile)
 
-    ways: dict[str, Way] = {
-        "bytes, cuBLAS, norm": lambda frames: candidates.by_bytes_and_cublas(frames.rows, folded, num_frames)
-    }
+    ways: dict[str, Way] = {"bytes, cuBLAS, norm": lambda frames: candidates.by_bytes_and_cublas(frames.rows, folded)}
     return ways | {"bytes, Triton {}x{}x{}/{}, norm".format(*tile): partial(by_bytes, tile=tile) for tile in TILES}
 
 
@@ -310,7 +309,7 @@ def _encoder_case(name: str, ways, make_input, layers: list[Layer], frames: int,
 
 def product(frames: int, shape: Shape, dtype: torch.dtype, device: str) -> Case:
     """The matrix product in the patch embedding alone: what its speed is to be measured by."""
-    rows, depth = frames * (shape.positions - 1), candidates.DEPTH
+    rows, depth = frames * (shape.positions - 1), padded_depth(shape.patch)
     half, brain = (torch.randn(shape.features, depth, dtype=x, device=device) for x in (torch.half, torch.bfloat16))
     ways: dict[str, Way] = {
         OURS: lambda x: x[0] @ half.T,

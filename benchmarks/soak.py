@@ -107,7 +107,9 @@ def is_flat(rows: list[dict]) -> list[bool]:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=int, default=2000, metavar="N", help="number of videos, for each of the two ways")
+    parser.add_argument(
+        "--videos", type=int, default=2000, metavar="N", help="number of videos, for each of the two ways"
+    )
     return parser.parse_args()
 
 

@@ -106,26 +106,15 @@ def frame_patch_embed_by_triton(
     image_std: Sequence[float],
     eps: float,
 ) -> torch.Tensor:
-    tokens, features = position_embedding.shape
     # Folded at every call, because weights may be replaced at any time; it takes a few microseconds.
     matrix, bias = _fold(weight, image_mean, image_std)
     product = _unfold(frames, weight.shape[-1], matrix.shape[1], matrix.dtype) @ matrix.T
-    output = torch.empty(len(frames), tokens, features, dtype=weight.dtype, device=frames.device)
-    _normalise_kernel[(len(frames) * tokens,)](
-        product,
-        bias,
-        class_embedding.contiguous(),
-        position_embedding.contiguous(),
-        norm_weight.contiguous(),
-        norm_bias.contiguous(),
-        output,
-        tokens,
-        eps,
-        FEATURES=features,
-        BLOCK_FEATURES=triton.next_power_of_2(features),
-        num_warps=1,
-    )
-    return output
+    return _normalise(product, bias, class_embedding, position_embedding, norm_weight, norm_bias, eps)
+
+
+def padded_depth(patch: int) -> int:
+    """Return the length of a row of pixels: those of a patch of `patch` times `patch` pixels, padded."""
+    return triton.cdiv(3 * patch * patch, ALIGNMENT) * ALIGNMENT
 
 
 def _fold(
@@ -138,7 +127,7 @@ def _fold(
         plus padding with zeros, and the bias, float32 `[D]`.
     """
     features, patch = len(weight), weight.shape[-1]
-    depth = triton.cdiv(3 * patch * patch, ALIGNMENT) * ALIGNMENT
+    depth = padded_depth(patch)
     dtype = torch.float32 if weight.dtype == torch.float32 else torch.float16
     matrix = torch.empty(features, depth, dtype=dtype, device=weight.device)
     bias = torch.empty(features, dtype=torch.float32, device=weight.device)
@@ -173,6 +162,36 @@ def _unfold(frames: torch.Tensor, patch: int, depth: int, dtype: torch.dtype) ->
         num_warps=4,
     )
     return rows
+
+
+def _normalise(
+    product: torch.Tensor,
+    bias: torch.Tensor,
+    class_embedding: torch.Tensor,
+    position_embedding: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Divide the product `[F * (N - 1), D]` by `MAGNIFIED`; add CLS, bias and positions; normalise to `[F, N, D]`."""
+    tokens, features = position_embedding.shape
+    frames = product.shape[0] // (tokens - 1)
+    output = torch.empty(frames, tokens, features, dtype=norm_weight.dtype, device=product.device)
+    _normalise_kernel[(frames * tokens,)](
+        product,
+        bias,
+        class_embedding.contiguous(),
+        position_embedding.contiguous(),
+        norm_weight.contiguous(),
+        norm_bias.contiguous(),
+        output,
+        tokens,
+        eps,
+        FEATURES=features,
+        BLOCK_FEATURES=triton.next_power_of_2(features),
+        num_warps=1,
+    )
+    return output
 
 
 @triton.jit
