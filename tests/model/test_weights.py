@@ -6,37 +6,17 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from vllm.config import set_current_vllm_config
-from vllm.distributed import (
-    cleanup_dist_env_and_memory,
-    ensure_model_parallel_initialized,
-    init_distributed_environment,
-)
-from vllm.engine.arg_utils import EngineArgs
-from vllm.model_executor.model_loader import get_model
 
 from helpers.checkpoints import change_config, change_tensors, copy_checkpoint, write_transformers_checkpoint
+from helpers.loading import model_loading
 from helpers.random_checkpoint import write_checkpoint
 from original.model import OriginalVideoLlava
 
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory):
-    """Build the model of a checkpoint as an engine's worker does, in this process."""
-    rendezvous = tmp_path_factory.mktemp("rendezvous") / "file"
-
-    def load(folder, **options):
-        config = EngineArgs(model=str(folder), dtype="float32", enforce_eager=True, **options).create_engine_config()
-        with set_current_vllm_config(config):
-            init_distributed_environment(1, 0, f"file://{rendezvous}", 0, "gloo")
-            ensure_model_parallel_initialized(1, 1)
-            return get_model(vllm_config=config)
-
-    with pytest.MonkeyPatch.context() as patch:
-        # The loader asks for an accelerator; without one there is nothing to empty.
-        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    with model_loading(tmp_path_factory.mktemp("rendezvous") / "file") as load:
         yield load
-    cleanup_dist_env_and_memory()
 
 
 @pytest.fixture

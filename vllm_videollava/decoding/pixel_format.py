@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+INPUT_NAMES = {"image": "pixel_values_images", "video": "pixel_values_videos"}
+"""The names of the model's inputs, by modality."""
+
 
 @dataclass(frozen=True)
 class PixelFormat:
@@ -27,3 +30,11 @@ class PixelFormat:
     @property
     def clip_shape(self) -> tuple[int, ...]:
         return (self.num_frames, self.video_size, self.video_size, 3)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one item of the model's inputs, by modality."""
+        return {
+            "image": (3, self.image_size, self.image_size),
+            "video": (self.num_frames, 3, self.video_size, self.video_size),
+        }

@@ -20,6 +20,7 @@ from vllm.multimodal.processing import (
 )
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
+from vllm_videollava.decoding.pixel_format import INPUT_NAMES
 from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.media.python_media import VideoLlavaDataParser
@@ -48,9 +49,9 @@ class VideoLlavaProcessor:
         features = {}
         if images:
             pad = int(image_aspect_ratio == "pad")
-            features["pixel_values_images"] = _channels_first([image[pad] for image in images])
+            features[INPUT_NAMES["image"]] = _channels_first([image[pad] for image in images])
         if videos:
-            features["pixel_values_videos"] = _channels_first(videos)
+            features[INPUT_NAMES["video"]] = _channels_first(videos)
         return BatchFeature(features)
 
 
@@ -156,10 +157,7 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {
-            "pixel_values_images": MultiModalFieldConfig.batched("image"),
-            "pixel_values_videos": MultiModalFieldConfig.batched("video"),
-        }
+        return {name: MultiModalFieldConfig.batched(modality) for modality, name in INPUT_NAMES.items()}
 
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any

@@ -5,6 +5,7 @@ from torch import nn
 from vllm.model_executor.layers.activation import get_act_fn
 from vllm.model_executor.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from vllm.model_executor.layers.quantization import QuantizationConfig
+from vllm.model_executor.models.vision import is_vit_use_data_parallel
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 
@@ -16,10 +17,13 @@ class MultiModalProjector(nn.Module):
         super().__init__()
         self.act = get_act_fn(config.projector_hidden_act)
         self.layers = nn.ModuleDict()
+        # Then each rank has its own items, and whole layers.
+        whole = is_vit_use_data_parallel()
         inputs, outputs = config.image_config.hidden_size, config.text_config.hidden_size
         for index in range(config.projector_depth):
             name = str(2 * index)
-            self.layers[name] = _linear_class(index, config.projector_depth)(
+            linear_class = ReplicatedLinear if whole else _linear_class(index, config.projector_depth)
+            self.layers[name] = linear_class(
                 inputs, outputs, bias=config.projector_bias, quant_config=quant_config, prefix=f"{prefix}.layers.{name}"
             )
             inputs = outputs

@@ -1,6 +1,7 @@
 """Video-LLaVA for vLLM: two LanguageBind towers, a projector, and LLaMA."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -17,12 +18,14 @@ from vllm.model_executor.models.interfaces import (
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.vision import is_vit_use_data_parallel, run_dp_sharded_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.sequence import IntermediateTensors
 from vllm.utils.tensor_schema import TensorSchema, TensorShape
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
+from vllm_videollava.model.encoder_graphs import EncoderGraphs
 from vllm_videollava.model.names import TENSOR_NAMES
 from vllm_videollava.model.processing import (
     VideoLlavaDummyInputsBuilder,
@@ -65,7 +68,12 @@ class VideoLlavaVideoInputs(TensorSchema):
     info=VideoLlavaProcessingInfo,
     dummy_inputs=VideoLlavaDummyInputsBuilder,
 )
-class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant):
+class VideoLlavaForConditionalGeneration(
+    nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant, EncoderGraphs
+):
+    supports_encoder_tp_data = True
+    # Pixels are normalised by the patch embedding.
+    supports_mm_device_do_normalize = True
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
     hf_to_vllm_mapper = TENSOR_NAMES
 
@@ -79,6 +87,7 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         config: VideoLlavaConfig = vllm_config.model_config.hf_config
         self.config = config
         self.num_layers: dict[str, int] = {}
+        self._shards_items = is_vit_use_data_parallel()
 
         with self._mark_tower_model(vllm_config, "image"):
             self.image_tower = self._make_tower(config.image_config, vllm_config, prefix, "image_tower")
@@ -115,22 +124,31 @@ class VideoLlavaForConditionalGeneration(nn.Module, SupportsMultiModal, Supports
         """
         embeddings: list[torch.Tensor] = []
         if pixel_values_images is not None:
-            embeddings += self._embed_images(VideoLlavaImageInputs(pixel_values=pixel_values_images))
+            images = VideoLlavaImageInputs(pixel_values=pixel_values_images)
+            embeddings += self._embed("image", images["pixel_values"])
         if pixel_values_videos is not None:
-            embeddings += self._embed_videos(VideoLlavaVideoInputs(pixel_values=pixel_values_videos))
+            videos = VideoLlavaVideoInputs(pixel_values=pixel_values_videos)
+            embeddings += self._embed("video", videos["pixel_values"])
         return embeddings
 
-    def _embed_images(self, inputs: VideoLlavaImageInputs) -> list[torch.Tensor]:
-        features = self.image_tower(inputs["pixel_values"])  # [B, 1 + N, D]
-        if not self.config.image_keeps_cls:
-            features = features[:, 1:]
-        return list(self.multi_modal_projector(features))
+    def _embed(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
+        """Embed images or videos, each on one rank if vLLM's flag `--mm-encoder-tp-mode` says so."""
+        if self._shards_items:
+            return run_dp_sharded_vision_model(pixels, partial(self.embed_pixels, modality))
+        return self.embed_pixels(modality, pixels)
 
-    def _embed_videos(self, inputs: VideoLlavaVideoInputs) -> list[torch.Tensor]:
-        frames = inputs["pixel_values"]
-        features = self.video_tower(frames.flatten(0, 1))  # [V * T, 1 + N, D]
-        features = self.multi_modal_projector(features)
-        return list(features.unflatten(0, frames.shape[:2]).flatten(1, 2))
+    def embed_pixels(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
+        if modality == "video":
+            features = self.video_tower(pixels.flatten(0, 1))  # [V * T, 1 + N, D]
+            features = features.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+        else:
+            features = self.image_tower(pixels)  # [B, 1 + N, D]
+            features = features if self.config.image_keeps_cls else features[:, 1:]
+        return self.multi_modal_projector(features)
+
+    def encoded_modalities(self) -> list[str]:
+        towers = {"image": self.image_tower, "video": self.video_tower}
+        return [modality for modality, tower in towers.items() if isinstance(tower, LanguageBindTower)]
 
     def forward(
         self,

@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.errors import shorten
+from vllm_videollava.decoding.pixel_format import INPUT_NAMES
 from vllm_videollava.media.python_media import check_modalities
 from vllm_videollava.rendering.request_values import check_value
 from vllm_videollava.text.unicode import check_text
@@ -113,15 +114,11 @@ def _check_media(
     engine_input: Mapping[str, Any], num_tokens: int, config: VideoLlavaConfig, shares_memory: bool
 ) -> None:
     items, hashes, places = (engine_input[name] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
-    image_size, video_size = config.image_config.image_size, config.video_config.image_size
-    forms = {
-        "image": ("pixel_values_images", (3, image_size, image_size), config.tokens_per_image),
-        "video": ("pixel_values_videos", (config.num_frames, 3, video_size, video_size), config.tokens_per_video),
-    }
     ends = []
     check_modalities(modalities := {*items, *hashes, *places})
     for modality in modalities:
-        name, shape, length = forms[modality]
+        name, shape = INPUT_NAMES[modality], config.pixel_format.input_shapes[modality]
+        length = config.tokens_per_item[modality]
         # If there are no items, some of the three mappings lack the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
         if len(set(numbers := [len(one) for one in (own_items, own_hashes, own_places)])) > 1:
