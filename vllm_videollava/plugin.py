@@ -28,7 +28,8 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         model_config.tokenizer_mode = TOKENIZER_MODE
         if envs.VLLM_MEDIA_CONNECTOR not in ("http", connector.NAME):
             raise ValueError(
-                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, because this model has its own."
+                f"VLLM_MEDIA_CONNECTOR is {envs.VLLM_MEDIA_CONNECTOR!r}; unset it, "
+                "because this model has its own connector."
             )
         # Read the settings now rather than at the first request, so that a wrong value prevents the start.
         read_settings()

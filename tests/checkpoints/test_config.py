@@ -159,7 +159,7 @@ def test_the_engine_refuses_with_the_same_sentence(folder):
 
 
 FRAMES = "this model always uses 8 frames of a video"
-NOT_OURS = "which the weights fix; leave it out"
+NOT_OURS = "which the weights determine; leave it out"
 REFUSED_FLAGS = {
     "frames": ({"media_io_kwargs": {"video": {"num_frames": 32}}}, f"num_frames is 32; {FRAMES}"),
     "rate": ({"media_io_kwargs": {"video": {"fps": 1}}}, f"fps is 1; {FRAMES}"),

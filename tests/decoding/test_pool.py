@@ -343,7 +343,7 @@ def test_a_worker_that_cannot_start_is_not_the_clients_fault(make_pool, broken, 
     descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         with pytest.raises(
-            DecoderUnavailableError, match=r"^A decoding process (cannot be started|ended as it started)"
+            DecoderUnavailableError, match=r"^A decoding process (cannot be started|ended while it started)"
         ):
             run(pool, "echo")
     # What another test has left may go meanwhile.

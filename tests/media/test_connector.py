@@ -88,7 +88,7 @@ def test_the_limit_is_that_of_the_bytes_however_they_are_written(connector, monk
     expected = fetch(connector, "image", data_url(GOOD["image"], "image/png"))
     for text in (lines, quoted):
         assert np.array_equal(fetch(connector, "image", f"data:image/png;base64,{text}"), expected)
-    sentence = r"^The base64 of the image has 5242881 characters; the limit is 1048576 bytes "
+    sentence = r"^The base64 of the image has 5242881 characters, too many; the limit is 1048576 bytes "
     with pytest.raises(MediaError, match=sentence):
         fetch(connector, "image", f"data:image/png;base64,{'A' * ((5 << 20) + 1)}")
 
@@ -134,7 +134,7 @@ BAD_URLS = {
     ),
     "odd host": (
         "http://[::1",
-        "The {kind} cannot be fetched: its address is malformed, or redirects to one that is.",
+        "The {kind} cannot be fetched: its address, or one that its server redirects to, is malformed.",
     ),
     "no such file": ("file://{folder}/none", "The {kind} file cannot be read, or"),
     "folder": ("file://{folder}", "The {kind} file cannot be read, or"),

@@ -87,7 +87,7 @@ STATUSES = {
     451: "Unavailable For Legal Reasons",
 }
 REDIRECTS_ELSEWHERE = "its server redirects to an address that is neither http nor https."
-MALFORMED = "its address is malformed, or redirects to one that is."
+MALFORMED = "its address, or one that its server redirects to, is malformed."
 COMPRESSION = "its server's Content-Encoding is not supported, or the compressed data are damaged."
 TOO_LARGE = "it is too large; the limit is 1048576 bytes (VIDEO_LLAVA_MAX_MEDIA_MB)."
 PERMANENT = {

@@ -2,7 +2,7 @@
 
 Run in an environment of its own (Python 3.11, transformers==4.31.0, sentencepiece, protobuf<4, numpy<2):
 
-    python tests/reference/tokenize_with_transformers_4_31.py
+    python tests/original/tokenize_with_transformers_4_31.py
 """
 
 import json

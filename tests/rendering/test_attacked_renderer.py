@@ -215,7 +215,7 @@ EDGES = {
         r"The image's uuid has 'a\ud800', which is not valid Unicode.",
     ),
     "salt": ({"cache_salt": "\udc00"}, r"The field cache_salt has '\udc00', which is not valid Unicode."),
-    "no width": ({"multi_modal_data": {"image": [Image.new("RGB", (0, 5))]}}, "An image of 0x5 pixels is empty."),
+    "no width": ({"multi_modal_data": {"image": [Image.new("RGB", (0, 5))]}}, "The image of 0x5 pixels is empty."),
     "id": ({"prompt_token_ids": [5, 384]}, "The prompt has the token id 384; the model's token ids are 0 to 383."),
 }
 

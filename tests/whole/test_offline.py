@@ -70,7 +70,7 @@ def test_an_error_names_the_prompt_and_the_file(llm, clip, tmp_path):
     refused = {
         r"^Prompt 3 \('50% bad #1\?\.mp4'\): " + cannot: (llm.generate, [prompt(clip), prompt(clip), prompt(bad)]),
         r"^Prompt 1 \('50% bad #1\?\.mp4'\): Video 2: " + cannot: (llm.generate, [prompt(clip, bad), prompt(clip)]),
-        r"^Prompt 2: A video array has shape \(8, 8, 4, 7\)": (
+        r"^Prompt 2: The video array has shape \(8, 8, 4, 7\)": (
             llm.generate,
             [prompt(clip), prompt(np.zeros((8, 8, 4, 7), np.uint8))],
         ),

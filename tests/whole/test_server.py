@@ -269,7 +269,7 @@ def test_offsets_of_tokens_are_refused(server_url):
 
 def test_no_client_names_a_path(server_url, media):
     picture = {"type": "image_pil", "image_pil": str(media[0] / "photo.jpg")}
-    assert_refused(server_url, *chat(server_url, picture, text("What?")), "An image cannot be of type str")
+    assert_refused(server_url, *chat(server_url, picture, text("What?")), "The image cannot be of type str")
 
 
 def test_a_sequence_of_pictures_is_sampled_like_a_clip(server_url):

@@ -114,7 +114,7 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
     """
     for name in overrides if isinstance(overrides, Mapping) else ():
         if name.startswith("mm_") or name in _names_of_architecture():
-            raise ValueError(f"hf_overrides cannot change {shorten(name)}, which the weights fix; leave it out.")
+            raise ValueError(f"hf_overrides cannot change {shorten(name)}, which the weights determine; leave it out.")
         if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
             raise ValueError(f"hf_overrides has {shorten(name)}, which belongs in 'text_config'; put it there.")
     tower = config.video_config
@@ -140,7 +140,9 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if values.get("mm_use_im_start_end"):
-        raise ValueError("mm_use_im_start_end is true; it must be false: this model has no start and end tokens.")
+        raise ValueError(
+            "mm_use_im_start_end is true; it must be false, because start and end tokens are not supported."
+        )
     feature = values.get("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
         raise ValueError(f"mm_vision_select_feature is {feature!r}; it must be 'patch' or 'cls_patch'.")

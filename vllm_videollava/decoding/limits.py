@@ -40,7 +40,9 @@ def check_base64_size(kind: str, num_characters: int, settings: Settings) -> Non
         MediaError: the base64 has too many characters.
     """
     if num_characters > _MOST_CHARACTERS_OF_BASE64 * max_file_bytes(settings):
-        raise MediaError(f"The base64 of the {kind} has {num_characters} characters; {_file_limit(settings)}.")
+        raise MediaError(
+            f"The base64 of the {kind} has {num_characters} characters, too many; {_file_limit(settings)}."
+        )
 
 
 def check_sides(medium: str, height: int, width: int) -> None:

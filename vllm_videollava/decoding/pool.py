@@ -297,7 +297,7 @@ class _Worker:
             if (exit_code := self._end()) is None:
                 raise DecoderUnavailableError(f"A decoding process did not start within {SECONDS_TO_START} seconds.")
             raise DecoderUnavailableError(
-                f"A decoding process ended as it started (exit code {exit_code}); the log has its messages."
+                f"A decoding process ended while it started (exit code {exit_code}); the log has its messages."
             )
 
     def is_alive(self) -> bool:

@@ -15,10 +15,10 @@ class Settings:
     Attributes:
         decoder: what decodes videos, pyav or decord.
         decode_workers: number of videos of 1 MiB or more that are decoded at the same time; 0 means one per processor.
-        decode_seconds: processor time in seconds for one image; for a video, the time on each of at most 8 processors.
+        decode_seconds: seconds of processor time; a video may take as many on each processor, 8 processors at most.
         decode_memory_mb: MiB of memory that decoding one image or video may take.
         decoded_cache_mb: MiB of decoded videos that are kept for later requests about them; 0 means none.
-        max_media_mb: MiB of the largest file; of base64, after decoding it.
+        max_media_mb: MiB of the largest file; for base64, its decoded size.
         max_frame_pixels: pixels of the largest frame of a video.
         max_frames: frames of the longest video.
         max_video_seconds: duration of the longest video.

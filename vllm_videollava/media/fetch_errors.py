@@ -27,7 +27,7 @@ MAX_URL_CHARACTERS = 8192
 
 TRANSIENT_4XX = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 NO_ANSWER = "its server did not send a complete HTTP response; check the address, or try again later"
-MALFORMED = "its address is malformed, or redirects to one that is"
+MALFORMED = "its address, or one that its server redirects to, is malformed"
 
 # aiohttp raises these in the server; offline, requests does.
 PERMANENT = {

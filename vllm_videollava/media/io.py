@@ -149,7 +149,9 @@ def check_decoding() -> None:
         detail = f" ({error.detail})" if error.detail else ""
         raise RuntimeError(f"Decoding does not work in this installation{detail}: {error}") from error
     if not (pixels == (255, 0, 0)).all():
-        raise RuntimeError("Decoding does not work in this installation: a red test picture is no longer red.")
+        raise RuntimeError(
+            "Decoding does not work in this installation: a red test picture was decoded to another colour."
+        )
 
 
 RED_PIXEL = b"P6 1 1 255\n\xff\x00\x00"

@@ -66,7 +66,7 @@ def check_mm_processor_kwargs(kwargs: object) -> None:
     """Check options for processing media.
 
     Args:
-        kwargs: `{"image_aspect_ratio": "pad"}`, `{"image_aspect_ratio": None}`, or None.
+        kwargs: a mapping from options to null or their one value (`_PROCESSOR_OPTIONS`), or None.
 
     Raises:
         ValueError: an option or its value is unknown.

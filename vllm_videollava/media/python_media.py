@@ -28,8 +28,8 @@ from vllm_videollava.text.placeholders import PLACEHOLDERS
 _CHANNELS = (3, 4, 1)
 """RGB, RGBA and grey. If a shape can be read in several ways, the first of these wins, then channels last."""
 _SUPPORTED = {
-    "An image": "a PIL image, an array, a tensor or a pathlib.Path",
-    "A video": "a list of images, an array, a tensor or a pathlib.Path",
+    "The image": "a PIL image, an array, a tensor or a pathlib.Path",
+    "The video": "a list of images, an array, a tensor or a pathlib.Path",
     "A frame": "a PIL image, an array or a tensor",
 }
 
@@ -144,7 +144,7 @@ def to_rgb(image: Any, background: Colour | None = None) -> np.ndarray:
     Raises:
         ValueError: the image is none of these, or cannot be read.
     """
-    return _to_rgb(image, "An image", background)
+    return _to_rgb(image, "The image", background)
 
 
 def to_frames(frames: Any, num_frames: int | None = None, background: Colour | None = None) -> np.ndarray:
@@ -169,10 +169,10 @@ def to_frames(frames: Any, num_frames: int | None = None, background: Colour | N
         indices = np.unique(sample_indices(len(frames), num_frames or len(frames)))
         clip = _list_to_rgb([frames[index] for index in indices], background)
         return sample_array(clip, num_frames or len(clip))
-    array = _as_array(frames, "A video")
-    _check_shape(tuple(array.shape), "A video", is_clip=True)
-    array = _to_numpy(array, "A video", sample_indices(len(array), num_frames or len(array)))
-    return _arrays_to_rgb(array, "A video", background)
+    array = _as_array(frames, "The video")
+    _check_shape(tuple(array.shape), "The video", is_clip=True)
+    array = _to_numpy(array, "The video", sample_indices(len(array), num_frames or len(array)))
+    return _arrays_to_rgb(array, "The video", background)
 
 
 def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:

@@ -145,7 +145,7 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
             for pixels in items[modality].get_all() if modality in items else ():
                 if pixels is not None and (pixels.shape != shape or pixels.dtype != np.uint8):
                     found = f"{pixels.dtype} {list(pixels.shape)}"
-                    raise ValueError(f"A prepared {modality} has pixels {found}; they must be uint8 {list(shape)}.")
+                    raise ValueError(f"A prepared {modality} is {found}; it must be uint8 {list(shape)}.")
 
     def _with_single_placeholders(self, inputs):
         placeholder_ids = self.info.get_tokenizer().placeholder_ids

@@ -128,7 +128,9 @@ def _check_media(
             if not (shares_memory and item and "address" in item):
                 _check_item(modality, item, name, shape)
         if others := [place.length for place in own_places if place.length != length]:
-            raise ValueError(f"Each {modality} takes {length} tokens, but the request reserves {others[0]} for one.")
+            raise ValueError(
+                f"Each {modality} takes {length} tokens, but the request reserves {others[0]} tokens for one of them."
+            )
         ends += [(place.offset, place.offset + place.length) for place in own_places]
     ends.sort()
     starts = [start for start, _ in ends[1:]]

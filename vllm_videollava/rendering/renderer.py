@@ -20,9 +20,9 @@ from vllm_videollava.media.connector import add_engine, media_become, remove_eng
 from vllm_videollava.media.io import check_decoding
 from vllm_videollava.media.options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
 from vllm_videollava.rendering.engine_gate import check_engine_input, check_engine_request, hash_pixels
+from vllm_videollava.rendering.error_places import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.rendering.lengths import PromptLengths, check_length
 from vllm_videollava.rendering.message_parts import check_messages, count_parts
-from vllm_videollava.rendering.refusals import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.rendering.request_values import check_request
 from vllm_videollava.text.conversation import CHAT_TEMPLATE, check_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS, show_placeholders
