@@ -163,7 +163,9 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str:
     git = ["git", "-C", str(RESULTS.parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if commit.returncode:
+        return "unknown"
     changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 

@@ -26,12 +26,13 @@ class Folded(NamedTuple):
     norm_weight: torch.Tensor
     norm_bias: torch.Tensor
     eps: float
+    dtype: torch.dtype
 
 
 def fold(weight, *others, image_mean: Sequence[float], image_std: Sequence[float], eps: float) -> Folded:
     """Fold the normalisation of pixels into the weight; the matrix is float16, whatever the weight is."""
     matrix, bias = frame_patch_embed._fold(weight, image_mean, image_std)
-    return Folded(matrix.half(), bias, *others, eps)
+    return Folded(matrix.half(), bias, *others, eps, weight.dtype)
 
 
 def unfold_on_cpu(frames: torch.Tensor, patch: int) -> torch.Tensor:
@@ -84,7 +85,7 @@ def attend(query, key, value, *, num_frames: int, num_heads: int, scale: float, 
         HEAD_SIZE=features // num_heads,
         BLOCK_FRAMES=block_frames,
         BLOCK_ROWS=block_rows,
-        BLOCK_HEAD=triton.next_power_of_2(features // num_heads),
+        BLOCK_HEAD=max(16, triton.next_power_of_2(features // num_heads)),
         num_warps=num_warps,
     )
     return output

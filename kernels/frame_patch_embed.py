@@ -11,8 +11,8 @@ and normalises. A third, small kernel folds the normalisation of pixels into the
 weight and a bias. So the product takes whole numbers, pixels minus 128, which
 float16 holds exactly. In bfloat16 models only the weight is rounded, to float16,
 which has more bits. The bias is computed from the rounded weight, in float32.
-Neither a float image nor the embeddings before the norm are stored at full
-precision.
+No float image is stored. A product in float16 holds a sum of absolute weights, for
+one feature, of up to 2,000, for which CLIP's are far too small.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.shapes import check_shape
 
 # Rows are padded to a multiple of 32 bytes, which cuBLAS prefers.
 ALIGNMENT = 16
@@ -61,9 +62,15 @@ def frame_patch_embed(
 
     Raises:
         ValueError: frames are not uint8 `[F, 3, H, W]`, or do not fit the
-            patches or the positions.
+            patches or the positions; or a shape of the weights differs from
+            the above.
     """
-    _check(frames, weight, position_embedding)
+    patches = _check_frames(frames, weight.shape[-1])
+    features, patch = len(weight), weight.shape[-1]
+    check_shape("weight", weight, (features, 3, patch, patch))
+    check_shape("position_embedding", position_embedding, (1 + patches, features))
+    for name, vector in (("class_embedding", class_embedding), ("norm_weight", norm_weight), ("norm_bias", norm_bias)):
+        check_shape(name, vector, (features,))
     embed = frame_patch_embed_by_triton if dispatch.takes(frames) else reference.frame_patch_embed
     return embed(
         frames,
@@ -78,15 +85,14 @@ def frame_patch_embed(
     )
 
 
-def _check(frames: torch.Tensor, weight: torch.Tensor, position_embedding: torch.Tensor) -> None:
+def _check_frames(frames: torch.Tensor, patch: int) -> int:
+    """Check frames, and return how many patches each has."""
     if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
         raise ValueError(f"Frames must be uint8 [F, 3, H, W]; these are {frames.dtype} {list(frames.shape)}.")
-    patch, (height, width) = weight.shape[-1], frames.shape[2:]
+    height, width = frames.shape[2:]
     if height % patch or width % patch:
         raise ValueError(f"Frames of {height}x{width} pixels cannot be cut into patches of {patch}x{patch}.")
-    patches = height // patch * (width // patch)
-    if len(position_embedding) != 1 + patches:
-        raise ValueError(f"Frames of {patches} patches need {1 + patches} positions, not {len(position_embedding)}.")
+    return height // patch * (width // patch)
 
 
 def _fake(frames, weight, class_embedding, position_embedding, *_args, **_options):
@@ -109,7 +115,7 @@ def frame_patch_embed_by_triton(
     # Folded at every call, because weights may be replaced at any time; it takes a few microseconds.
     matrix, bias = _fold(weight, image_mean, image_std)
     product = _unfold(frames, weight.shape[-1], matrix.shape[1], matrix.dtype) @ matrix.T
-    return _normalise(product, bias, class_embedding, position_embedding, norm_weight, norm_bias, eps)
+    return _normalise(product, bias, class_embedding, position_embedding, norm_weight, norm_bias, eps, weight.dtype)
 
 
 def padded_depth(patch: int) -> int:
@@ -172,11 +178,12 @@ def _normalise(
     norm_weight: torch.Tensor,
     norm_bias: torch.Tensor,
     eps: float,
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Divide the product `[F * (N - 1), D]` by `MAGNIFIED`; add CLS, bias and positions; normalise to `[F, N, D]`."""
     tokens, features = position_embedding.shape
     frames = product.shape[0] // (tokens - 1)
-    output = torch.empty(frames, tokens, features, dtype=norm_weight.dtype, device=product.device)
+    output = torch.empty(frames, tokens, features, dtype=dtype, device=product.device)
     _normalise_kernel[(frames * tokens,)](
         product,
         bias,
@@ -240,10 +247,11 @@ def _unfold_kernel(
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = (index // DEPTH).to(tl.int32)
     k = (index % DEPTH).to(tl.int32)
+    channel = (k // (PATCH * PATCH)).to(tl.int64)
     patch = row % patches
     corner = (row // patches).to(tl.int64) * stride_frame
     corner += (patch // across) * (PATCH * stride_y) + (patch % across) * (PATCH * stride_x)
-    offset = k // (PATCH * PATCH) * stride_channel + k % (PATCH * PATCH) // PATCH * stride_y + k % PATCH * stride_x
+    offset = channel * stride_channel + k % (PATCH * PATCH) // PATCH * stride_y + k % PATCH * stride_x
     is_pixel = (index < size) & (k < 3 * PATCH * PATCH)
     pixels = tl.load(frames_ptr + corner + offset, mask=is_pixel, other=CENTRE)
     tl.store(rows_ptr + index, pixels.to(rows_ptr.dtype.element_ty) - CENTRE, mask=index < size)

@@ -7,7 +7,8 @@ frames of the same clip at the same position and head. Each program takes one
 head of one clip at several positions, gathers their frames by strides, and
 multiplies them all as one matrix, because 8 frames alone are too few for the
 tensor cores. Only the blocks on the diagonal are used: the pairs of frames at
-the same position. Neither transposed copies nor scores are ever stored.
+the same position. Neither transposed copies nor scores are ever stored. Infinity
+and NaN spread to the other positions of a program.
 """
 
 import torch
@@ -15,7 +16,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
-from vllm_videollava.kernels.shapes import check_clips
+from vllm_videollava.kernels.shapes import check_clips, check_shape
 
 # The number of rows (frames times positions) of a program, unless a clip has more frames. With one warp, no sum over a
 # row of scores waits for another warp.
@@ -39,10 +40,12 @@ def temporal_attention(
         `[F, N, D]`, contiguous, in the dtype of `query`.
 
     Raises:
-        ValueError: the frames are not whole clips, or the features are not
-            whole heads.
+        ValueError: the frames are not whole clips, the features are not whole
+            heads, or the three shapes differ.
     """
     check_clips(query, num_frames)
+    check_shape("key", key, query.shape)
+    check_shape("value", value, query.shape)
     if query.shape[-1] % num_heads:
         raise ValueError(f"{query.shape[-1]} features cannot be split into {num_heads} heads.")
     attend = temporal_attention_by_triton if dispatch.takes(query) else reference.temporal_attention

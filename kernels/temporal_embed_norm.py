@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
-from vllm_videollava.kernels.shapes import check_clips
+from vllm_videollava.kernels.shapes import check_clips, check_shape
 
 
 def temporal_embed_norm(
@@ -35,9 +35,14 @@ def temporal_embed_norm(
         dtype of `hidden_states`.
 
     Raises:
-        ValueError: the frames are not whole clips.
+        ValueError: the frames are not whole clips, or a shape differs from the
+            above.
     """
-    check_clips(hidden_states, temporal_embedding.shape[-2])
+    num_frames, features = temporal_embedding.shape[-2], hidden_states.shape[-1]
+    check_clips(hidden_states, num_frames)
+    check_shape("temporal_embedding", temporal_embedding, (1, num_frames, features))
+    check_shape("norm_weight", norm_weight, (features,))
+    check_shape("norm_bias", norm_bias, (features,))
     embed = temporal_embed_norm_by_triton if dispatch.takes(hidden_states) else reference.temporal_embed_norm
     return embed(hidden_states, temporal_embedding, norm_weight, norm_bias, eps=eps)
 

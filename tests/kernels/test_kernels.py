@@ -200,6 +200,62 @@ def test_operators_keep_pytorchs_rules(random):
     torch.library.opcheck(ops.temporal_attention_by_triton, (states, states, states, 8, 2, 0.25), test_utils=tests)
 
 
+def test_weights_of_several_dtypes(random):
+    """The result has the dtype of the convolution's weight."""
+    weight, *others = embedding_weights(random, 64, 5, torch.float32)
+    inputs = random_frames(random, 2, 28, 28), weight.bfloat16(), *others
+    operator, options = torch.ops.vllm_videollava.frame_patch_embed_by_triton, (MEAN, STD, 1e-5)
+    assert operator(*inputs, *options).dtype == torch.bfloat16
+    torch.library.opcheck(operator, (*inputs, *options), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_channels_far_apart(random):
+    """Offsets in memory may be beyond 2^31."""
+    frames, gap = random_frames(random, 1, 28, 28), 1_100_000_000
+    memory = torch.empty(2 * gap + 784, dtype=torch.uint8, device=DEVICE)
+    apart = memory.as_strided((1, 3, 28, 28), (784, gap, 28, 1))
+    apart.copy_(frames)
+    check_embedding(apart, embedding_weights(random, 64, 5, torch.float32), torch.float32)
+
+
+MISSHAPEN = {
+    "weight": lambda inputs: {"weight": inputs["weight"][:, :1]},
+    "weight of rectangles": lambda inputs: {"weight": inputs["weight"][:, :, :7]},
+    "class_embedding": lambda inputs: {"class_embedding": inputs["class_embedding"][:8]},
+    "position_embedding": lambda inputs: {"position_embedding": inputs["position_embedding"][:, :32]},
+    "norm_weight": lambda inputs: {"norm_weight": inputs["norm_weight"][:8]},
+    "norm_bias": lambda inputs: {"norm_bias": inputs["norm_bias"][:8]},
+}
+
+
+@pytest.mark.parametrize("name", MISSHAPEN)
+def test_weights_of_other_shapes_are_refused(random, name):
+    names = ("weight", "class_embedding", "position_embedding", "norm_weight", "norm_bias")
+    inputs = dict(zip(names, embedding_weights(random, 64, 5, torch.float32), strict=True))
+    inputs |= MISSHAPEN[name](inputs)
+    with pytest.raises(ValueError, match=rf"^The tensor {name.split()[0]} is \[.*\]; it must be \[.*\]\.$"):
+        frame_patch_embed(random_frames(random, 2, 28, 28), **inputs, image_mean=MEAN, image_std=STD, eps=1e-5)
+
+
+@pytest.mark.parametrize(("clips", "positions", "features"), [(1, 5, 32), (2, 4, 32), (2, 5, 16)])
+def test_states_of_other_shapes_are_refused(random, clips, positions, features):
+    states = normal(random, 16, 5, 32, dtype=torch.float32)
+    other = states[: 8 * clips, :positions, :features]
+    options = {"num_frames": 8, "num_heads": 2, "scale": 0.25}
+    for name, parts in (("key", (states, other, states)), ("value", (states, states, other))):
+        with pytest.raises(ValueError, match=rf"^The tensor {name} is \[.*\]; it must be \[16, 5, 32\]\.$"):
+            temporal_attention(*parts, **options)
+
+
+@pytest.mark.parametrize("name", ["temporal_embedding", "norm_weight", "norm_bias"])
+def test_vectors_of_other_lengths_are_refused(random, name):
+    states = normal(random, 16, 5, 32, dtype=torch.float32)
+    vectors = {"temporal_embedding": states[:8, 0][None], "norm_weight": states[0, 0], "norm_bias": states[0, 1]}
+    vectors[name] = vectors[name][..., :16]
+    with pytest.raises(ValueError, match=rf"^The tensor {name} is \[.*16\]; it must be \[.*32\]\.$"):
+        temporal_embed_norm(states, **vectors, eps=1e-5)
+
+
 def test_triton_is_what_runs(monkeypatch, random):
     def fail(*_args, **_options):
         raise AssertionError

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.image import rgba_to_rgb
+from vllm.multimodal.utils import fetch_image, fetch_video
 
 from helpers.clips import decode_all, encode_clip, smooth_frames
 from vllm_videollava.decoding.errors import MediaError
@@ -129,6 +130,8 @@ SAMPLED = RGB[np.linspace(0, 11, 8, dtype=int)]
 
 class DecordArray:
     """As decord returns its frames."""
+
+    shape = RGB.shape
 
     def asnumpy(self):
         return RGB
@@ -285,6 +288,64 @@ def test_equal_pixels_have_one_hash_and_others_another(parser):
     assert len(hashes("image", RGB)) == len(RGB)
 
 
+def test_what_vllm_loads_with_other_options_is_something_else(parser, tmp_path):
+    """Its objects keep the bytes of the file, which are the same whatever the options are."""
+    image, clip = tmp_path / "image.png", tmp_path / "clip.mp4"
+    Image.fromarray(ALPHA[0]).save(image)
+    clip.write_bytes(encode_clip(smooth_frames(40, 64, 64)))
+    images = [fetch_image(image.as_uri(), {"rgba_background_color": (level, 0, 0)}) for level in (0, 255)]
+    clips = [fetch_video(clip.as_uri(), {"num_frames": number}) for number in (8, 3, 32)]
+    for modality, ways in (("image", images), ("video", clips)):
+        items = [parser.parse_mm_data({modality: way})[modality] for way in ways]
+        hashes = {MultiModalHasher.hash_kwargs("sha256", medium=item.get_item_for_hash(0)) for item in items}
+        assert len(hashes) == len({np.asarray(item.get(0)).tobytes() for item in items}) == len(ways)
+
+
+def test_grey_pictures_as_high_as_there_are_channels():
+    for height in (1, 3, 4):
+        grey = np.arange(5 * height, dtype=np.uint8).reshape(height, 5)
+        assert np.array_equal(to_rgb(grey), grey[..., None].repeat(3, -1))
+        assert np.array_equal(to_frames([grey] * 2), np.stack([grey[..., None].repeat(3, -1)] * 2))
+
+
+def test_frames_of_several_dtypes_keep_their_meaning():
+    dark, half = np.ones((4, 8, 3), np.uint8), np.full((4, 8, 3), 0.5, np.float32)
+    for white in (np.ones((4, 8, 3), bool), np.ones((4, 8, 3), np.float64), np.full((4, 8, 3), 255, np.int64)):
+        assert to_frames([dark, half, white])[:, 0, 0, 0].tolist() == [1, 128, 255]
+    # Integers share their range, as do floats.
+    assert to_frames([dark, dark.astype(np.int64) * 200])[:, 0, 0, 0].tolist() == [1, 200]
+    assert to_frames([half * 2, half.astype(np.float64) * 400])[:, 0, 0, 0].tolist() == [1, 200]
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "L"])
+def test_rotated_pictures_are_upright_in_a_clip_too(mode):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    buffer = io.BytesIO()
+    values = np.arange(24).reshape(4, 6) * 10
+    Image.fromarray(values.astype({"F": np.float32, "I": np.int32, "L": np.uint8}[mode])).save(
+        buffer, "TIFF", exif=exif
+    )
+    picture = Image.open(buffer)
+    assert picture.mode == mode
+    assert to_rgb(picture).shape == (6, 4, 3)
+    assert np.array_equal(to_frames([picture, picture]), np.stack([to_rgb(picture)] * 2))
+
+
+class FailingArray:
+    """As CuPy's, which does not convert by itself."""
+
+    shape = (8, 20, 30, 3)
+
+    def __array__(self, *_args, **_options):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed.")
+
+
+def test_counting_does_not_convert():
+    for video in (FailingArray(), (FailingArray(), {"fps": 30})):
+        assert count_media({"video": video}) == {"video": 1}
+
+
 def test_transparency_over_the_colour_that_the_engine_was_started_with(parser, monkeypatch):
     rgba = np.random.default_rng(0).integers(0, 256, (20, 30, 4), np.uint8)
     image = Image.fromarray(rgba)
@@ -409,6 +470,11 @@ REFUSED = {
         "video",
         np.zeros((3, 8, 20, 30)),
         r"^The video array has shape \(3, 8, 20, 30\); it must be",
+    ),
+    "array that does not convert": (
+        "video",
+        FailingArray(),
+        r"^The video of type \S+\.FailingArray cannot be read; pass a NumPy array or a torch tensor\.$",
     ),
     "no axes": ("image", np.float64(3), r"^The image array has shape \(\); it must be \[H, W, C\]"),
     "two clips of a tuple of two": ("video", (RGB, [Path("none.mp4")]), "^Video 2: A frame cannot be of type pathlib"),

@@ -45,9 +45,7 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
         MediaError: values are infinite or not a number.
         Exception: any error that Pillow raises for a damaged file.
     """
-    # Loaded here so that errors in the pixels are reported; reading the orientation ignores errors.
-    image.load()
-    turn = _TURNS.get(_read_orientation(image))
+    turn = _load_and_find_turn(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _to_grey(image)
     if turn is not None:
@@ -61,6 +59,22 @@ def to_rgb(image: Image.Image, background: Colour | None = None) -> np.ndarray:
         opaque.paste(image, mask=image.getchannel("A"))
         image = opaque
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def to_upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF data say.
+
+    Raises:
+        Exception: any error that Pillow raises for a damaged file.
+    """
+    turn = _load_and_find_turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _load_and_find_turn(image: Image.Image) -> Image.Transpose | None:
+    # Loaded here so that errors in the pixels are reported; reading the orientation ignores errors.
+    image.load()
+    return _TURNS.get(_read_orientation(image))
 
 
 def _read_orientation(image: Image.Image) -> Any:

@@ -1,6 +1,5 @@
 """Turns images and videos into pixels, in all the forms in which Python users and their libraries pass them."""
 
-import dataclasses
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +76,7 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
         if isinstance(item, Path):
             item = self._decode_file("image", item)
         if isinstance(item, MediaWithBytes):
-            return dataclasses.replace(item, media=self._read_image(item.media))
+            return item if isinstance(item.media, PreparedImage) else self._read_image(item.media)
         if item is None or isinstance(item, PreparedImage):
             return item
         return prepare_image(to_rgb(item, self._background), self._format.image_size, original=self._format.original)
@@ -86,7 +85,7 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
         if isinstance(item, Path):
             item = self._decode_file("video", item)
         if isinstance(item, MediaWithBytes):
-            return dataclasses.replace(item, media=self._read_video(item.media))
+            return item if isinstance(item.media, PreparedVideo) else self._read_video(item.media)
         if _is_clip_and_more(item):
             return self._read_video(item[0])
         if item is None or isinstance(item, PreparedVideo):
@@ -179,7 +178,8 @@ def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
     """Convert frames; if they are all of one kind, the range of the values is determined from all together."""
     if not any(isinstance(picture, Image.Image) for picture in pictures):
         arrays = [_to_numpy(_as_array(picture, "A frame"), "A frame") for picture in pictures]
-        if len({array.shape for array in arrays}) == 1:
+        # NumPy would turn integers into floats, and so change the meaning of their values.
+        if len({(array.shape, array.dtype.kind.replace("u", "i")) for array in arrays}) == 1:
             _check_shape(arrays[0].shape, "A frame")
             return _arrays_to_rgb(np.stack(arrays), "A frame", background)
     elif {getattr(picture, "mode", None) for picture in pictures} in ({"I"}, {"F"}):
@@ -191,6 +191,8 @@ def _list_to_rgb(pictures: list[Any], background: Colour | None) -> np.ndarray:
 
 def _wide_grey_to_rgb(pictures: list[Image.Image]) -> np.ndarray:
     """Convert pictures of mode I or F together, as if they were one picture."""
+    with _reading("A frame"):
+        pictures = [rgb.to_upright(picture) for picture in pictures]
     _check_sizes([picture.size for picture in pictures])
     width, height = pictures[0].size
     check_sides("A frame", height, width)
@@ -232,7 +234,8 @@ def _arrays_to_rgb(pictures: np.ndarray, kind: str, background: Colour | None) -
     """Convert pictures of one shape, `[N, H, W]`, `[N, H, W, C]` or `[N, C, H, W]`."""
     if pictures.ndim == 3:
         pictures = pictures[..., None]
-    pictures = np.moveaxis(pictures, _channel_axis(pictures.shape[1:]), -1)
+    else:
+        pictures = np.moveaxis(pictures, _channel_axis(pictures.shape[1:]), -1)
     check_sides(kind, *pictures.shape[1:3])
     pictures = _to_uint8(pictures, kind)
     if pictures.shape[-1] == 1:
@@ -251,7 +254,8 @@ def _to_uint8(values: np.ndarray, kind: str) -> np.ndarray:
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{kind} array has infinite or NaN values; replace them first.")
     is_fraction = values.dtype.kind in "bf" and low >= 0 and high <= 1
-    is_whole = values.dtype.kind in "iu" or np.array_equal(values, np.trunc(values))
+    # One picture after another, to save memory.
+    is_whole = values.dtype.kind in "iu" or all(np.array_equal(part, np.trunc(part)) for part in values)
     if not is_fraction and not (is_whole and low >= 0 and high <= 255):
         fractions = " that are not all whole numbers" if low >= 0 and high <= 255 else ""
         raise ValueError(
@@ -269,22 +273,27 @@ def _show(number: Any) -> str:
 
 
 def _as_array(data: Any, kind: str) -> np.ndarray | torch.Tensor:
-    if (array := _find_array(data)) is None:
-        given = type(data)
-        name = given.__name__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__name__}"
+    given = type(data)
+    name = given.__name__ if given.__module__ == "builtins" else f"{given.__module__}.{given.__name__}"
+    if not _is_array(data):
         raise ValueError(f"{kind} cannot be of type {name}; it must be {_SUPPORTED[kind]}.")
-    return array
+    try:
+        return data if isinstance(data, torch.Tensor) else np.asarray(_asnumpy(data))
+    except Exception as error:
+        # Each library raises its own errors.
+        raise ValueError(f"{kind} of type {name} cannot be read; pass a NumPy array or a torch tensor.") from error
 
 
-def _find_array(data: Any) -> np.ndarray | torch.Tensor | None:
-    """Return an array-like object as an array or tensor, or None for any other object."""
-    if isinstance(data, torch.Tensor):
-        return data
+def _asnumpy(data: Any) -> Any:
     # decord's arrays have their own method.
-    if hasattr(data, "asnumpy"):
-        return data.asnumpy()
+    return data.asnumpy() if hasattr(data, "asnumpy") else data
+
+
+def _is_array(data: Any) -> bool:
+    """Tell whether an object is an array or a tensor, without converting it."""
     # vLLM's wrapper around media looks like an array but is not one.
-    return np.asarray(data) if hasattr(data, "__array__") and not isinstance(data, MediaWithBytes) else None
+    is_convertible = hasattr(data, "asnumpy") or (hasattr(data, "__array__") and not isinstance(data, MediaWithBytes))
+    return isinstance(data, torch.Tensor) or (is_convertible and hasattr(data, "shape"))
 
 
 def _to_numpy(array: np.ndarray | torch.Tensor, kind: str, indices: np.ndarray | EllipsisType = ...) -> np.ndarray:
@@ -341,8 +350,8 @@ def _split_images(data: Any) -> list[Any]:
     """Return the images in the data that a user has passed."""
     if isinstance(data, (list, tuple)):
         return list(data)
-    array = None if isinstance(data, PreparedImage) else _find_array(data)
-    return list(array) if array is not None and array.ndim == 4 else [data]
+    is_batch = _count_axes(data) == 4 and not isinstance(data, PreparedImage)
+    return list(_as_array(data, "The image")) if is_batch else [data]
 
 
 def _split_videos(data: Any) -> list[Any]:
@@ -351,7 +360,7 @@ def _split_videos(data: Any) -> list[Any]:
         is_clip = _is_clip_and_more(data) or any(isinstance(item, Image.Image) for item in data)
         is_clip = is_clip or (bool(data) and all(_count_axes(item) in (2, 3) for item in data))
         return [data] if is_clip else list(data)
-    return list(_find_array(data)) if _count_axes(data) == 5 else [data]
+    return list(_as_array(data, "The video")) if _count_axes(data) == 5 else [data]
 
 
 def _is_clip_and_more(data: Any) -> bool:
@@ -371,5 +380,4 @@ def _is_medium(data: Any) -> bool:
 
 
 def _count_axes(data: Any) -> int:
-    array = _find_array(data)
-    return 0 if array is None else array.ndim
+    return len(data.shape) if _is_array(data) else 0

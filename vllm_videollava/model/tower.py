@@ -22,7 +22,7 @@ class PatchEmbeddings(nn.Module):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         patch = config.patch_size
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, patch, stride=patch, bias=False)
+        self.patch_embedding = nn.Conv2d(3, config.hidden_size, patch, stride=patch, bias=False)
         self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
 
 
