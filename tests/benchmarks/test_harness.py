@@ -115,7 +115,7 @@ def test_the_readmes_table_of_the_whole_model():
     table = re.findall(r"^\| ((?:this package|transformers), .+) \| ([\d.]+) \|$", README, re.MULTILINE)
     assert table == many
     default = {row["case"]: row["p50"] for row in rows if row["way"] == "this package, default"}
-    first, again = re.search(r"first token comes after (\d+) ms, the\s+next .+ after (\d+) ms", README).groups()
+    first, again = re.search(r"first token\s+after\s+(\d+) ms,\s+and\s+the\s+next .+\s+after (\d+) ms", README).groups()
     assert (int(first), int(again)) == (
         round(1000 * default["lone clip"]),
         round(1000 * default["lone clip again"]),

@@ -130,7 +130,7 @@ REFUSED = {
     ),
     "sizes that differ": (
         {"mm_hidden_size": 32},
-        "mm_hidden_size is 32, the image tower has 64 features and the video tower 64; all",
+        "mm_hidden_size is 32, the image tower has 64 features and the video tower 64; they",
     ),
 }
 

@@ -154,7 +154,7 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if len(hidden_sizes) != 1:
         raise ValueError(
             f"mm_hidden_size is {_show(values.get('mm_hidden_size'))}, the image tower has {image_config.hidden_size} "
-            f"features and the video tower {video_config.hidden_size}; all three must be equal."
+            f"features and the video tower {video_config.hidden_size}; they must be equal."
         )
     return {
         **_shared_fields(values),

@@ -12,7 +12,9 @@ HANDS_ON = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="checkpoint to describe: a folder, a Hugging Face repository or tiny")
+    parser.add_argument(
+        "model", nargs="?", help="checkpoint to describe: a folder, a Hugging Face repository or `tiny`"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

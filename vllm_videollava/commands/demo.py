@@ -32,11 +32,9 @@ FRAME_COLUMNS = 18
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", choices=SHAPES, help="shape of the object; the clip then has only one")
-    parser.add_argument("--colour", "--color", choices=COLOURS, help="colour of the object; the clip then has only one")
-    parser.add_argument(
-        "--moves", choices=DIRECTIONS, help="direction in which the object moves; the clip then has only one"
-    )
+    parser.add_argument("--shape", choices=SHAPES, help="shape of the clip's only object")
+    parser.add_argument("--colour", "--color", choices=COLOURS, help="colour of the clip's only object")
+    parser.add_argument("--moves", choices=DIRECTIONS, help="direction in which the clip's only object moves")
     parser.add_argument(
         "--seed", type=_seed, metavar="N", help="random seed; the same seed and options give the same clip"
     )
