@@ -1,19 +1,11 @@
 """The engine answers as the original does: same greedy tokens, log-probabilities within 6e-3, end to end."""
 
-import numpy as np
 import pytest
-import sentencepiece
-import torch
 from PIL import Image
 
-from helpers.asking import Answer, ask, clip, original_prompt, picture
-from helpers.clips import decode_all
-from original.model import PLACEHOLDER, OriginalVideoLlava, quick_gelu
-from original.pixels import original_image, original_video
-
-STEPS = 8
-# What rounding pixels to 8 bits does to a small random model.
-TOLERANCE = 6e-3
+from helpers.asking import ask, clip, picture
+from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+from original.model import quick_gelu
 
 
 @pytest.fixture(scope="module")
@@ -23,32 +15,6 @@ def llm(checkpoint):
     llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, max_model_len=1024)
     yield llm
     llm.llm_engine.engine_core.shutdown()
-
-
-def reference_ids(checkpoint, prompt: str) -> list[int]:
-    """Tokenise by SentencePiece itself, piece by piece."""
-    model = sentencepiece.SentencePieceProcessor(model_file=str(checkpoint / "tokenizer.model"))
-    ids = [model.bos_id()]
-    for index, piece in enumerate(prompt.split("<media>")):
-        ids += [PLACEHOLDER] * (index > 0) + model.encode(piece)
-    return ids
-
-
-def pixels_of(medium: Image.Image | bytes) -> torch.Tensor:
-    if isinstance(medium, Image.Image):
-        return original_image(np.asarray(medium), 56)
-    frames = decode_all(medium)
-    return original_video(frames[np.linspace(0, len(frames) - 1, 8, dtype=int)], 56)
-
-
-def reference_answer(checkpoint, pixels: list[torch.Tensor], question: str, **breakages) -> Answer:
-    ids = reference_ids(checkpoint, original_prompt("<media>" * len(pixels), question))
-    return OriginalVideoLlava.from_folder(checkpoint, **breakages).generate(ids, pixels, STEPS)
-
-
-def assert_same(ours: Answer, reference: Answer) -> None:
-    assert ours[0] == reference[0]
-    assert ours[1] == pytest.approx(reference[1], abs=TOLERANCE)
 
 
 CASES = {

@@ -38,8 +38,13 @@ class VideoLlavaProcessor:
         videos: Sequence[PreparedVideo] = (),
         image_aspect_ratio: str | None = None,
         return_tensors: str | None = None,
+        do_rescale: bool = False,
+        do_normalize: bool = False,
     ) -> BatchFeature:
         """Select the padded or the cropped images, and put channels first.
+
+        vLLM passes `do_rescale` and `do_normalize` as false, because the model
+        does both.
 
         Returns:
             `pixel_values_images`, uint8 `[B, 3, S, S]`, if there are images,

@@ -1,0 +1,36 @@
+"""Two ranks give the original's answers, with the towers' layers split among them or with whole towers on each."""
+
+import os
+
+import pytest
+
+from helpers.asking import ask, clip, picture
+from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+
+MEDIA = [clip(1), picture(2), clip(3), clip(4), picture(5)]
+
+
+@pytest.fixture(scope="module", params=["weights", "data"])
+def llm(request, checkpoint):
+    from vllm import LLM
+
+    with pytest.MonkeyPatch.context() as patch:
+        # Without this, vLLM's CPU build wants a NUMA node for each rank.
+        cores = sorted(os.sched_getaffinity(0))
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+        llm = LLM(
+            str(checkpoint),
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=1024,
+            tensor_parallel_size=2,
+            mm_encoder_tp_mode=request.param,
+        )
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+def test_two_ranks_answer_as_the_original(llm, checkpoint):
+    # Three videos are not the same number for each of two ranks.
+    reference = reference_answer(checkpoint, [pixels_of(medium) for medium in MEDIA], "What?")
+    assert_same(ask(llm, MEDIA, "What?", STEPS), reference)
