@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_videollava.kernels import frame_patch_embed, temporal_attention, temporal_embed_norm
+from vllm_videollava.kernels import frame_patch_embed, temporal_attention
 
 CENTRE = frame_patch_embed.CENTRE.value
 
@@ -91,37 +91,6 @@ def attend(query, key, value, *, num_frames: int, num_heads: int, scale: float, 
     return output
 
 
-def embed_norm(states, temporal_embedding, norm_weight, norm_bias, *, eps: float, num_warps: int):
-    """Launch the package's kernel for the temporal norm with other numbers of warps."""
-    frames, positions, features = states.shape
-    residual, normed = torch.empty_like(states), torch.empty_like(states)
-    temporal_embed_norm._temporal_embed_norm_kernel[(frames * positions,)](
-        states,
-        temporal_embedding,
-        norm_weight,
-        norm_bias,
-        residual,
-        normed,
-        positions,
-        temporal_embedding.shape[-2],
-        eps,
-        FEATURES=features,
-        BLOCK_FEATURES=triton.next_power_of_2(features),
-        num_warps=num_warps,
-    )
-    return residual, normed
-
-
-def add_norm(states: torch.Tensor, added: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float):
-    """Return `states + added` and its layer norm, all `[F, N, D]`."""
-    total, normed = torch.empty_like(states), torch.empty_like(states)
-    features = states.shape[-1]
-    _add_norm_kernel[(states.numel() // features,)](
-        states, added, weight, bias, total, normed, eps, features, triton.next_power_of_2(features), num_warps=1
-    )
-    return total, normed
-
-
 @triton.jit
 def _multiply_bytes_kernel(
     rows_ptr,  # [M, DEPTH]
@@ -148,32 +117,3 @@ def _multiply_bytes_kernel(
         tile = tl.dot(pixels.to(tl.float16) - CENTRE, values, tile)
     mask = (row < num_rows)[:, None] & (feature < FEATURES)[None, :]
     tl.store(product_ptr + row.to(tl.int64)[:, None] * FEATURES + feature[None, :], tile.to(tl.float16), mask=mask)
-
-
-@triton.jit
-def _add_norm_kernel(
-    states_ptr,  # [F * N, D], like `added_ptr` and the results
-    added_ptr,
-    weight_ptr,  # [D]
-    bias_ptr,  # [D]
-    total_ptr,
-    normed_ptr,
-    eps,
-    FEATURES: tl.constexpr,
-    BLOCK_FEATURES: tl.constexpr,
-):
-    start = tl.program_id(0).to(tl.int64) * FEATURES
-    feature = tl.arange(0, BLOCK_FEATURES)
-    mask = feature < FEATURES
-    values = tl.load(states_ptr + start + feature, mask=mask, other=0).to(tl.float32)
-    values += tl.load(added_ptr + start + feature, mask=mask, other=0).to(tl.float32)
-    values = values.to(total_ptr.dtype.element_ty)
-    tl.store(total_ptr + start + feature, values, mask=mask)
-    values = values.to(tl.float32)
-    mean = tl.sum(values, 0) / FEATURES
-    distance = tl.where(mask, values - mean, 0)
-    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
-    gain = tl.load(weight_ptr + feature, mask=mask, other=0).to(tl.float32)
-    bias = tl.load(bias_ptr + feature, mask=mask, other=0).to(tl.float32)
-    values = distance * inverse * gain + bias
-    tl.store(normed_ptr + start + feature, values.to(normed_ptr.dtype.element_ty), mask=mask)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vllm_videollava.kernels import frame_patch_embed, temporal_attention, temporal_embed_norm
+from vllm_videollava.kernels import add_norm, frame_patch_embed, temporal_attention
 from vllm_videollava.kernels.dispatch import operand_type
 
 # Bytes of shared memory that one program may have: CUDA programming guide, technical specifications.
@@ -68,7 +69,7 @@ def cases() -> Iterator[Case]:
     """Everything that may be compiled for the published towers."""
     for chip in SHARED_LIMIT:
         for dtype in TYPES:
-            for make in (_fold, _unfold, _normalise, _attention, _embed_norm):
+            for make in (_fold, _unfold, _normalise, _attention, _add_layer, _add_embedding):
                 yield make(chip, dtype)
 
 
@@ -137,18 +138,22 @@ def _attention(chip: int, dtype: torch.dtype) -> Case:
     )
 
 
-def _embed_norm(chip: int, dtype: torch.dtype) -> Case:
-    tensors = ("hidden_states", "temporal_embedding", "norm_weight", "norm_bias", "residual", "normed")
+def _add_norm(chip: int, dtype: torch.dtype, per_frame: bool) -> Case:
+    tensors = ("hidden_states", "added", "norm_weight", "norm_bias", "total", "normed")
     return Case(
-        temporal_embed_norm._temporal_embed_norm_kernel,
+        add_norm._add_norm_kernel,
         chip,
         dtype,
         {f"{name}_ptr": f"*{TYPES[dtype]}" for name in tensors},
         ("eps",),
-        {"FEATURES": FEATURES, "BLOCK_FEATURES": FEATURES},
-        {},
+        {"PER_FRAME": per_frame, "FEATURES": FEATURES, "BLOCK_FEATURES": FEATURES},
+        {"num_warps": 1},
         multiplies=False,
     )
+
+
+_add_layer = partial(_add_norm, per_frame=False)
+_add_embedding = partial(_add_norm, per_frame=True)
 
 
 def measure(case: Case) -> Resources:

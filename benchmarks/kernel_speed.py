@@ -26,9 +26,9 @@ from benchmarks import harness
 from benchmarks import kernel_candidates as candidates
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.kernels import reference
+from vllm_videollava.kernels.add_norm import add_norm
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed, padded_depth
 from vllm_videollava.kernels.temporal_attention import temporal_attention
-from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
 OURS = "this package"
 # Frames of one encoder call in vLLM: one clip; three and seven clips, its limits on such a GPU; many.
@@ -170,16 +170,12 @@ def before_time(frames: int, shape: Shape, dtype: torch.dtype, device: str) -> C
         torch.ones(shape.features, dtype=dtype, device=device),
         torch.zeros(shape.features, dtype=dtype, device=device),
     )
-    compiled = torch.compile(reference.temporal_embed_norm, dynamic=False)
+    compiled = torch.compile(reference.add_norm, dynamic=False)
     ways: dict[str, Way] = {
-        OURS: lambda states: temporal_embed_norm(states, *weights, eps=1e-5),
-        "PyTorch": lambda states: reference.temporal_embed_norm(states, *weights, eps=1e-5),
+        OURS: lambda states: add_norm(states, *weights, eps=1e-5),
+        "PyTorch": lambda states: reference.add_norm(states, *weights, eps=1e-5),
         "torch.compile": lambda states: compiled(states, *weights, eps=1e-5),
     }
-    for warps in (1, 2, 4):
-        ways[f"warps: {warps}"] = lambda states, warps=warps: candidates.embed_norm(
-            states, *weights, eps=1e-5, num_warps=warps
-        )
     shape_of_input = frames, shape.positions, shape.features
     moved = 3 * frames * shape.positions * shape.features * dtype.itemsize
     make_input = partial(torch.randn, *shape_of_input, dtype=dtype, device=device)
@@ -223,7 +219,7 @@ def random_layer(shape: Shape, dtype: torch.dtype, device: str) -> Layer:
 
 def plain_layer(states: torch.Tensor, layer: Layer, shape: Shape) -> torch.Tensor:
     """One encoder layer in PyTorch alone."""
-    residual, normed = reference.temporal_embed_norm(states, layer.temporal_embedding, *layer.temporal_norm, eps=1e-5)
+    residual, normed = reference.add_norm(states, layer.temporal_embedding, *layer.temporal_norm, eps=1e-5)
     projection = F.linear(normed, *layer.temporal_projections[0]).chunk(3, -1)
     attended = reference.temporal_attention(*projection, **_attention_options(shape))
     states = residual + F.linear(attended, *layer.temporal_projections[1])
@@ -233,17 +229,9 @@ def plain_layer(states: torch.Tensor, layer: Layer, shape: Shape) -> torch.Tenso
 
 def layer_with_kernels(states: torch.Tensor, layer: Layer, shape: Shape) -> torch.Tensor:
     """One encoder layer as in this package, but with PyTorch's attention over positions."""
-    residual, normed = temporal_embed_norm(states, layer.temporal_embedding, *layer.temporal_norm, eps=1e-5)
-    states = residual + _attend_over_time(normed, layer, shape)
-    states = states + _attend(F.layer_norm(states, states.shape[-1:], *layer.norm1), layer, shape)
-    return states + _mlp(F.layer_norm(states, states.shape[-1:], *layer.norm2), layer)
-
-
-def layer_with_fused_norms(states: torch.Tensor, layer: Layer, shape: Shape) -> torch.Tensor:
-    """`layer_with_kernels`, but both sums that a layer norm follows are in its kernel."""
-    residual, normed = temporal_embed_norm(states, layer.temporal_embedding, *layer.temporal_norm, eps=1e-5)
-    states, normed = candidates.add_norm(residual, _attend_over_time(normed, layer, shape), *layer.norm1, 1e-5)
-    states, normed = candidates.add_norm(states, _attend(normed, layer, shape), *layer.norm2, 1e-5)
+    states, normed = add_norm(states, layer.temporal_embedding, *layer.temporal_norm, eps=1e-5)
+    states, normed = add_norm(states, _attend_over_time(normed, layer, shape), *layer.norm1, eps=1e-5)
+    states, normed = add_norm(states, _attend(normed, layer, shape), *layer.norm2, eps=1e-5)
     return states + _mlp(normed, layer)
 
 
@@ -273,7 +261,6 @@ def _mlp(normed: torch.Tensor, layer: Layer) -> torch.Tensor:
 
 LAYERS = {
     OURS: layer_with_kernels,
-    "add and norm fused": layer_with_fused_norms,
     "PyTorch with SDPA": plain_layer,
 }
 

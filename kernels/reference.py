@@ -25,18 +25,21 @@ def frame_patch_embed(
     return F.layer_norm(tokens + position_embedding, tokens.shape[-1:], norm_weight, norm_bias, eps)
 
 
-def temporal_embed_norm(
+def add_norm(
     hidden_states: torch.Tensor,
-    temporal_embedding: torch.Tensor,
+    added: torch.Tensor,
     norm_weight: torch.Tensor,
     norm_bias: torch.Tensor,
     *,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `kernels/temporal_embed_norm.py`."""
-    clips = hidden_states.unflatten(0, (-1, temporal_embedding.shape[-2]))  # [clips, T, N, D]
-    residual = (clips + temporal_embedding.unsqueeze(-2)).flatten(0, 1)
-    return residual, F.layer_norm(residual, residual.shape[-1:], norm_weight, norm_bias, eps)
+    """See `kernels/add_norm.py`."""
+    if added.shape == hidden_states.shape:
+        total = hidden_states + added
+    else:
+        clips = hidden_states.unflatten(0, (-1, added.shape[-2]))  # [clips, T, N, D]
+        total = (clips + added.unsqueeze(-2)).flatten(0, 1)
+    return total, F.layer_norm(total, total.shape[-1:], norm_weight, norm_bias, eps)
 
 
 def temporal_attention(

@@ -15,7 +15,7 @@ SMALL = kernel_speed.Shape(features=64, heads=2, size=28, layers=2)
 def test_the_ways_agree(make):
     with torch.compiler.set_stance("force_eager"):
         case = make(16, SMALL, torch.float32, DEVICE)
-        assert len(case.ways) >= 3
+        assert len(case.ways) >= 2
         for way, distance in kernel_speed.disagreement(case, case.make_input()).items():
             # Those that multiply in float16 say so in the README of the benchmarks.
             assert distance < (1e-3 if way.endswith(", norm") else 1e-5), way

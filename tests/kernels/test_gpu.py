@@ -7,9 +7,9 @@ from triton import knobs
 
 from helpers.tensors import MEAN, STD, TOLERANCE, embedding_weights, normal, random_frames
 from vllm_videollava.kernels import reference
+from vllm_videollava.kernels.add_norm import add_norm
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
-from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or knobs.runtime.interpret, reason="no GPU; it is about one"
@@ -68,7 +68,7 @@ def test_frame_patch_embed_gives_the_same_each_time(random):
 
 
 def attend(states: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-    residual, normed = temporal_embed_norm(states, embedding, embedding[0, 0], embedding[0, 1], eps=1e-5)
+    residual, normed = add_norm(states, embedding, embedding[0, 0], embedding[0, 1], eps=1e-5)
     return residual + temporal_attention(normed, normed.flip(1), residual, **ATTENTION)
 
 
@@ -89,8 +89,8 @@ def test_temporal_kernels_at_full_size(random, frames, dtype):
     embedding = normal(random, 1, 8, 1024, dtype=dtype)
     norm = parts[0].contiguous(), embedding, embedding[0, 0], embedding[0, 1]
     for result, right in zip(
-        temporal_embed_norm(*norm, eps=1e-5),
-        reference.temporal_embed_norm(*(x.double() for x in norm), eps=1e-5),
+        add_norm(*norm, eps=1e-5),
+        reference.add_norm(*(x.double() for x in norm), eps=1e-5),
         strict=True,
     ):
         assert_close(result, right)

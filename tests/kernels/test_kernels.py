@@ -24,9 +24,9 @@ from helpers.tensors import (
     random_frames,
 )
 from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.add_norm import add_norm
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
-from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
 pytestmark = RUNS_KERNELS
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
@@ -106,17 +106,32 @@ def test_frame_patch_embed_of_rows_with_a_large_mean(random):
     ("clips", "frames", "positions", "features"),
     [(1, 2, 5, 64), (2, 8, 17, 96), (1, 8, 31, 64), (3, 3, 1, 1024), (1, 16, 5, 1000)],
 )
-def test_temporal_embed_norm(random, clips, frames, positions, features, dtype):
+def test_add_norm_of_the_temporal_embedding(random, clips, frames, positions, features, dtype):
     inputs = (
         normal(random, clips * frames, positions, features, dtype=dtype, mean=2),
         normal(random, 1, frames, features, dtype=dtype),
         normal(random, features, dtype=dtype, scale=0.1, mean=1),
         normal(random, features, dtype=dtype, scale=0.1),
     )
-    residual, normed = temporal_embed_norm(*inputs, eps=1e-5)
-    expected = reference.temporal_embed_norm(*(x.double() for x in inputs), eps=1e-5)
+    residual, normed = add_norm(*inputs, eps=1e-5)
+    expected = reference.add_norm(*(x.double() for x in inputs), eps=1e-5)
     assert_close(residual, expected[0], dtype)
     assert_close(normed, expected[1], dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize(("frames", "positions", "features"), [(1, 1, 64), (3, 17, 96), (8, 5, 1024), (2, 3, 1000)])
+def test_add_norm_of_a_layers_output(random, frames, positions, features, dtype):
+    inputs = (
+        normal(random, frames, positions, features, dtype=dtype, mean=2),
+        normal(random, positions, frames, features, dtype=dtype).transpose(0, 1),
+        normal(random, features, dtype=dtype, scale=0.1, mean=1),
+        normal(random, features, dtype=dtype, scale=0.1),
+    )
+    total, normed = add_norm(*inputs, eps=1e-5)
+    sum_ = inputs[0].double() + inputs[1].double()
+    assert_close(total, sum_, dtype)
+    assert_close(normed, F.layer_norm(sum_, (features,), inputs[2].double(), inputs[3].double(), 1e-5), dtype)
 
 
 def check_attention(query, key, value, dtype, **options):
@@ -164,7 +179,7 @@ def embed_again(frames, *others):
 
 
 def attend_again(states):
-    residual, normed = temporal_embed_norm(states, states[:8, 0][None], states[0, 0], states[0, 1], eps=1e-5)
+    residual, normed = add_norm(states, states[:8, 0][None], states[0, 0], states[0, 1], eps=1e-5)
     return residual + temporal_attention(normed, normed, normed, num_frames=8, num_heads=2, scale=0.25)
 
 
@@ -196,7 +211,7 @@ def test_operators_keep_pytorchs_rules(random):
     embedding = (random_frames(random, 2, 28, 28), *weights, MEAN, STD, 1e-5)
     torch.library.opcheck(ops.frame_patch_embed_by_triton, embedding, test_utils=tests)
     norm = (states, states[:8, 0][None], states[0, 0], states[0, 1], 1e-5)
-    torch.library.opcheck(ops.temporal_embed_norm_by_triton, norm, test_utils=tests)
+    torch.library.opcheck(ops.add_norm_by_triton, norm, test_utils=tests)
     torch.library.opcheck(ops.temporal_attention_by_triton, (states, states, states, 8, 2, 0.25), test_utils=tests)
 
 
@@ -247,20 +262,20 @@ def test_states_of_other_shapes_are_refused(random, clips, positions, features):
             temporal_attention(*parts, **options)
 
 
-@pytest.mark.parametrize("name", ["temporal_embedding", "norm_weight", "norm_bias"])
+@pytest.mark.parametrize("name", ["added", "norm_weight", "norm_bias"])
 def test_vectors_of_other_lengths_are_refused(random, name):
     states = normal(random, 16, 5, 32, dtype=torch.float32)
-    vectors = {"temporal_embedding": states[:8, 0][None], "norm_weight": states[0, 0], "norm_bias": states[0, 1]}
+    vectors = {"added": states[:8, 0][None], "norm_weight": states[0, 0], "norm_bias": states[0, 1]}
     vectors[name] = vectors[name][..., :16]
     with pytest.raises(ValueError, match=rf"^The tensor {name} is \[.*16\]; it must be \[.*32\]\.$"):
-        temporal_embed_norm(states, **vectors, eps=1e-5)
+        add_norm(states, **vectors, eps=1e-5)
 
 
 def test_triton_is_what_runs(monkeypatch, random):
     def fail(*_args, **_options):
         raise AssertionError
 
-    for name in ("frame_patch_embed", "temporal_attention", "temporal_embed_norm"):
+    for name in ("frame_patch_embed", "temporal_attention", "add_norm"):
         monkeypatch.setattr(reference, name, fail)
     assert dispatch.takes(torch.empty(1, device=DEVICE))
     embed_again(random_frames(random, 2, 28, 28), *embedding_weights(random, 64, 5, torch.float32))

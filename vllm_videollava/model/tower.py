@@ -10,9 +10,9 @@ from vllm.model_executor.models.clip import CLIPAttention, CLIPEncoderLayer
 
 from vllm_videollava.checkpoints.tower_config import TowerConfig
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
+from vllm_videollava.kernels.add_norm import add_norm
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed
 from vllm_videollava.kernels.temporal_attention import temporal_attention
-from vllm_videollava.kernels.temporal_embed_norm import temporal_embed_norm
 
 
 class PatchEmbeddings(nn.Module):
@@ -56,16 +56,20 @@ class LanguageBindEncoderLayer(CLIPEncoderLayer):
             )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # [F, N, D]
+        # What `CLIPEncoderLayer.forward` computes, with each norm in one step with the addition before it.
         if self.num_frames:
-            hidden_states = self._attend_over_time(hidden_states)
-        return super().forward(hidden_states)
+            hidden_states, normed = _add_norm(hidden_states, self.temporal_embedding, self.temporal_layer_norm1)
+            hidden_states, normed = _add_norm(hidden_states, self.temporal_attn(normed)[0], self.layer_norm1)
+        else:
+            normed = self.layer_norm1(hidden_states)
+        hidden_states, normed = _add_norm(hidden_states, self.self_attn(normed)[0], self.layer_norm2)
+        return hidden_states + self.mlp(normed)
 
-    def _attend_over_time(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        norm = self.temporal_layer_norm1
-        residual, normed = temporal_embed_norm(
-            hidden_states, self.temporal_embedding, norm.weight, norm.bias, eps=norm.eps
-        )
-        return residual + self.temporal_attn(normed)[0]
+
+def _add_norm(
+    hidden_states: torch.Tensor, added: torch.Tensor, norm: nn.LayerNorm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return add_norm(hidden_states, added, norm.weight, norm.bias, eps=norm.eps)
 
 
 class LanguageBindEncoder(nn.Module):
