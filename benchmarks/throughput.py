@@ -1,236 +1,162 @@
-"""Questions about videos answered offline: this package, transformers, and vLLM's LLaMA alone.
+"""Questions about videos answered a second, offline: this package and transformers, in the 7B model's shape.
 
-    python -m benchmarks.throughput --size middle
+    python -m benchmarks.throughput
 
-All have the same weights, which are random, in transformers' format; LLaMA alone gets prompts of as many
-tokens of text, and shows what videos cost. A checkpoint is measured only if this package and transformers
-give the same answer. Every video is a new file to every cache; all ways start from the file, and
-transformers gets its pixels from this package's decoder. Ways take turns in every round. Rows go to
-benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names.
+Weights are random, since only their shapes matter to speed. Every clip is new to every cache, has one
+question and gets an answer of a fixed number of tokens. transformers gets its pixels ready-made and on
+the GPU, and has no attention over time to compute; this package decodes the clips' files. Rows go to
+benchmarks/results/throughput.jsonl, or to the folder that --output names. Needs a GPU.
 """
 
 import argparse
 import gc
+import json
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from benchmarks import harness, models
+from benchmarks import harness
+from vllm_videollava import tiny_checkpoint
 from vllm_videollava.client import messages
-from vllm_videollava.decoding.pixel_format import PixelFormat
-from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
-from vllm_videollava.media.connector import VideoLlavaMediaConnector
-from vllm_videollava.text.conversation import SYSTEM_PROMPT
 from vllm_videollava.tiny.drawing import write_video
 from vllm_videollava.tiny.world import random_clip_scene
 
-VIDEO_TOKENS, CONTEXT = 2056, 4096
-MANY, TOKENS = 8, 32
-MIXED = (4, 8, 12, 20, 32, 48, 60, 72)
-"""Tokens of eight answers; their sum is that of eight answers of 32."""
-QUESTION, OTHER_QUESTION = "What does the video show?", "Which way does it move?"
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-class Way(Protocol):
-    """Answers questions about clips with a given number of tokens each, greedily."""
-
-    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]: ...
-
-
-class Engine:
-    """This package in vLLM."""
-
-    def __init__(self, folder: Path, **options: Any) -> None:
-        self._llm = start_engine(folder, allowed_local_media_path="/", **options)
-
-    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
-        parts = [messages.media_part("video", messages.file_url(clip)) for clip in clips]
-        chats = [messages.question(question, [part]) for part in parts]
-        return _tokens(self._llm.chat(chats, _sampling(lengths), use_tqdm=False))
-
-    def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
-
-
-class LlamaAlone:
-    """vLLM's LLaMA, with random tokens in place of a clip's."""
-
-    def __init__(self, folder: Path, num_tokens: int) -> None:
-        self._llm = start_engine(folder)
-        self._num_tokens = num_tokens
-        self._random = np.random.default_rng(0)
-
-    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
-        ids = self._random.integers(3, 700, (len(clips), self._num_tokens)).tolist()
-        prompts = [{"prompt_token_ids": prompt} for prompt in ids]
-        return _tokens(self._llm.generate(prompts, _sampling(lengths), use_tqdm=False))
-
-    def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
-
-
-def start_engine(folder: Path, **options: Any) -> Any:
+if TYPE_CHECKING:
     from vllm import LLM
 
-    return LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=CONTEXT, max_num_seqs=MANY, **options)
+SHAPE_OF_7B = {
+    "mm_image_tower": "LanguageBind/LanguageBind_Image",
+    "mm_video_tower": "LanguageBind/LanguageBind_Video_merge",
+    "mm_hidden_size": 1024,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+}
+QUESTION = "What does the video show?"
+# Tokens of a prompt: a clip's, and about those of the template and the question.
+CLIP_TOKENS, TEXT_TOKENS = 2056, 48
+# As in LanguageBind/Video-LLaVA-7B-hf.
+VIDEO_TOKEN, VOCABULARY = 32001, 32064
+ENGINES: dict[str, dict[str, Any]] = {
+    "eager": {"enforce_eager": True},
+    "default": {},
+    "encoder in CUDA graphs": {"compilation_config": {"cudagraph_mm_encoder": True}},
+}
 
 
-def _sampling(lengths: Sequence[int]) -> list[Any]:
+def write_checkpoint(folder: Path) -> Path:
+    """Write the 7B model's config with the tiny checkpoint's tokenizer; there are no weights."""
+    shutil.copytree(tiny_checkpoint(), folder, ignore=shutil.ignore_patterns("*.safetensors", "LanguageBind*"))
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **SHAPE_OF_7B}))
+    return folder
+
+
+def write_videos(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    return [write_video(random_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
+
+
+def measure_engine(way: str, checkpoint: Path, clips: Sequence[Path], tokens: int) -> Iterator[dict[str, Any]]:
+    """Time the engine: single requests up to their first token, then many clips at once."""
+    from vllm import LLM
+
+    begin = time.perf_counter()
+    llm = LLM(str(checkpoint), load_format="dummy", max_model_len=4096, allowed_local_media_path="/", **ENGINES[way])
+    yield harness.row("start", f"this package, {way}", "time", "s", [time.perf_counter() - begin])
+    lone, many = clips[:10], clips[10:-1]
+    _ask(llm, clips[-1:], tokens)
+    first = [_seconds(partial(_ask, llm, [clip], 1)) for clip in lone]
+    again = [_seconds(partial(_ask, llm, [clip], 1)) for clip in lone]
+    yield harness.row("lone clip", f"this package, {way}", "time to first token", "s", first)
+    yield harness.row("lone clip again", f"this package, {way}", "time to first token", "s", again)
+    seconds = _seconds(partial(_ask, llm, many, tokens))
+    yield harness.row(f"many clips, {tokens} tokens", f"this package, {way}", "clips/s", "1/s", [len(many) / seconds])
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+
+
+def _ask(llm: "LLM", clips: Sequence[Path], tokens: int) -> None:
     from vllm import SamplingParams
 
-    return [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False) for length in lengths]
+    chats = [messages.question(QUESTION, [messages.media_part("video", messages.file_url(clip))]) for clip in clips]
+    greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+    outputs = llm.chat(chats, greedy, use_tqdm=False)
+    assert all(len(output.outputs[0].token_ids) == tokens for output in outputs)
 
 
-def _tokens(outputs: Sequence[Any]) -> list[list[int]]:
-    return [list(output.outputs[0].token_ids) for output in outputs]
+def measure_transformers(batches: Sequence[int], tokens: int) -> Iterator[dict[str, Any]]:
+    """Time transformers' port of the model, in several sizes of batches."""
+    from transformers import LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
+
+    torch.set_default_dtype(torch.bfloat16)
+    config = VideoLlavaConfig(text_config=LlamaConfig(vocab_size=VOCABULARY), video_token_index=VIDEO_TOKEN)
+    with torch.device("cuda"):
+        model = VideoLlavaForConditionalGeneration(config).eval()
+    torch.set_default_dtype(torch.float32)
+    for batch in batches:
+        ids = torch.randint(3, 30000, (batch, TEXT_TOKENS + CLIP_TOKENS), device="cuda")
+        ids[:, 20 : 20 + CLIP_TOKENS] = VIDEO_TOKEN
+        pixels = torch.randn(batch, 8, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
+
+        def generate(count: int, inputs=inputs) -> None:
+            with torch.inference_mode():
+                model.generate(**inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False)
+            torch.cuda.synchronize()
+
+        generate(2)
+        way = f"transformers, batches of {batch}"
+        for count in (1, tokens):
+            seconds = _seconds(partial(generate, count))
+            yield harness.row(f"many clips, {count} tokens", way, "clips/s", "1/s", [batch / seconds])
 
 
-class Transformers:
-    """transformers' port of the model, with batches of a fixed size; a batch takes as long as its longest answer."""
-
-    def __init__(self, model: torch.nn.Module, tokenizer: Any, batch: int) -> None:
-        self._model, self._tokenizer, self._batch = model, tokenizer, batch
-        pixel_format = PixelFormat(8, models.IMAGE_SIZE, models.IMAGE_SIZE, original=False)
-        self._connector = VideoLlavaMediaConnector(pixel_format, allowed_local_media_path="/")
-        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-
-    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
-        answers = []
-        for start in range(0, len(clips), self._batch):
-            answers += self._answer(clips[start : start + self._batch], lengths[start : start + self._batch], question)
-        return answers
-
-    @torch.inference_mode()
-    def _answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str) -> list[list[int]]:
-        prompt = f"{SYSTEM_PROMPT} USER: {'<video>' * VIDEO_TOKENS}\n{question} ASSISTANT:"
-        ids = self._tokenizer(prompt, return_tensors="pt").input_ids.repeat(len(clips), 1).to(DEVICE)
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values_videos=torch.stack([self._pixels(clip) for clip in clips]).to(DEVICE, self._model.dtype),
-            max_new_tokens=max(lengths),
-            min_new_tokens=max(lengths),
-            do_sample=False,
-            eos_token_id=None,
-        )
-        return [row[ids.shape[1] :][:length].tolist() for row, length in zip(output, lengths, strict=True)]
-
-    def _pixels(self, clip: Path) -> torch.Tensor:
-        frames = self._connector.fetch_video(messages.file_url(clip)).media
-        return (torch.from_numpy(np.asarray(frames)).movedim(-1, -3) / 255 - self._mean) / self._std
-
-
-class Clips:
-    """New files, each given out once."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._random, self._count = folder, np.random.default_rng(0), 0
-
-    def new(self, count: int) -> list[Path]:
-        scenes = [random_clip_scene(self._random) for _ in range(count)]
-        self._count += count
-        return [write_video(scene, self._folder / f"{self._count}-{i}.mp4") for i, scene in enumerate(scenes)]
-
-
-def measure(ways: dict[str, Way], clips: Clips, rounds: int) -> Iterator[dict[str, Any]]:
-    """Time single clips, the same clips again, and several clips at once; yield rows."""
-    samples: dict[tuple[str, str, str, str], list[float]] = {}
-
-    def note(case: str, way: str, metric: str, unit: str, value: float) -> None:
-        samples.setdefault((case, way, metric, unit), []).append(value)
-
-    mixed = f"{MANY} videos, {min(MIXED)} to {max(MIXED)} tokens each"
-    for round_ in range(rounds):
-        order = list(ways)[round_ % len(ways) :] + list(ways)[: round_ % len(ways)]
-        lone = {name: clips.new(1) for name in ways}
-        for name in order:
-            note("new video", name, "time", "s", _seconds(partial(ways[name].answer, lone[name], [TOKENS])))
-        for name in order:
-            call = partial(ways[name].answer, lone[name], [TOKENS], OTHER_QUESTION)
-            note("same video, other question", name, "time", "s", _seconds(call))
-        for case, lengths in ((f"{MANY} videos, {TOKENS} tokens each", [TOKENS] * MANY), (mixed, MIXED)):
-            for name in order:
-                seconds = _seconds(partial(ways[name].answer, clips.new(MANY), lengths))
-                note(case, name, "videos answered", "1/s", MANY / seconds)
-    for (case, way, metric, unit), values in samples.items():
-        yield harness.row(case, way, metric, unit, values)
-
-
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], None]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
-def check_answers(engine: Engine, reference: Transformers, clips: Clips) -> None:
-    """Compare answers.
-
-    Raises:
-        ValueError: this package and transformers give different tokens.
-    """
-    some = clips.new(2)
-    ours, theirs = engine.answer(some, [TOKENS] * 2), reference.answer(some, [TOKENS] * 2)
-    if ours != theirs:
-        raise ValueError(f"This package answers {ours}, transformers {theirs}; nothing is measured.")
-
-
-def measure_size(name: str, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Measure one size of the model on this machine."""
-    from transformers import AutoTokenizer, VideoLlavaForConditionalGeneration
-
-    torch.manual_seed(0)
-    size = models.SIZES[name]
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = models.write_video_llava(Path(folder, "video-llava"), size)
-        llama = models.write_llama(Path(folder, "llama"), size)
-        gc.collect()
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = VideoLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval().to(DEVICE)
-        clips = Clips(Path(folder))
-        engine = Engine(checkpoint)
-        check_answers(engine, Transformers(model, tokenizer, 1), clips)
-        prompt_tokens = len(tokenizer(f"{SYSTEM_PROMPT} USER: \n{QUESTION} ASSISTANT:").input_ids) + VIDEO_TOKENS
-        alone = LlamaAlone(llama, prompt_tokens)
-        ways: dict[str, Way] = {"this package": engine, "LLaMA alone": alone}
-        ways |= {
-            f"transformers, {'one by one' if batch == 1 else f'batches of {batch}'}": Transformers(
-                model, tokenizer, batch
-            )
-            for batch in batches
-        }
-        for way in ways.values():
-            way.answer(clips.new(MANY), [2] * MANY)
-        rows = list(measure(ways, clips, rounds))
-        engine.close()
-        alone.close()
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=models.SIZES, default="tiny", help="shape of the model")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 2, 8], help="batch sizes for transformers")
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput.jsonl")
+    parser.add_argument("--clips", type=int, default=128, help="number of clips")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="batch sizes for transformers")
+    parser.add_argument("--engines", nargs="*", default=["eager", "default"], choices=ENGINES)
     args = parser.parse_args()
-    path = args.output / f"throughput_{args.size}.jsonl"
-    try:
-        rows = measure_size(args.size, args.batches, args.rounds)
-    except ValueError as error:
-        sys.exit(str(error))
-    path.unlink(missing_ok=True)
-    harness.append_rows(path, rows)
-    for row in rows:
-        print(f"{row['case']:<36}{row['way']:<28}{row['metric']:<18}{row['p50']:>10.4g} {row['unit']}", flush=True)
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU: the 7B model's shape needs one.")
+    path = args.output / "throughput.jsonl"
+    with tempfile.TemporaryDirectory() as folder:
+        clips = write_videos(Path(folder, "clips"), args.clips + 11)
+        checkpoint = write_checkpoint(Path(folder, "checkpoint"))
+        for way in args.engines:
+            _report(path, measure_engine(way, checkpoint, clips, args.tokens))
+    if args.batches:
+        _report(path, measure_transformers(args.batches, args.tokens))
     print(path)
+
+
+def _report(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    for row in rows:
+        harness.append_rows(path, [row])
+        print(f"{row['case']:<28}{row['way']:<36}{row['metric']:<22}{row['p50']:>10.4g} {row['unit']}", flush=True)
 
 
 if __name__ == "__main__":
