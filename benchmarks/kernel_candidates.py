@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from vllm_videollava.kernels import frame_patch_embed, temporal_attention
+from vllm_videollava.kernels import frame_patch_embed
 
 CENTRE = frame_patch_embed.CENTRE.value
 
@@ -38,12 +38,8 @@ def fold(weight, *others, image_mean: Sequence[float], image_std: Sequence[float
 def unfold_on_cpu(frames: torch.Tensor, patch: int) -> torch.Tensor:
     """Cut frames, uint8 `[F, 3, H, W]`, into rows, padded, uint8 `[F * N, K]`, as a processor could."""
     rows = frames.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
-    padding = torch.full(
-        (len(rows), frame_patch_embed.padded_depth(patch) - rows.shape[1]),
-        CENTRE,
-        dtype=torch.uint8,
-        device=rows.device,
-    )
+    missing = frame_patch_embed.padded_depth(patch) - rows.shape[1]
+    padding = torch.full((len(rows), missing), CENTRE, dtype=torch.uint8, device=rows.device)
     return torch.cat([rows, padding], 1)
 
 
@@ -63,32 +59,6 @@ def by_bytes(rows: torch.Tensor, folded: Folded, tile: Sequence[int]) -> torch.T
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return frame_patch_embed._normalise(product, *folded[1:])
-
-
-def attend(query, key, value, *, num_frames: int, num_heads: int, scale: float, block_rows: int, num_warps: int):
-    """Launch the package's kernel for attention over time with other blocks."""
-    frames, positions, features = query.shape
-    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    block_frames = triton.next_power_of_2(num_frames)
-    block_rows = max(block_rows, block_frames)
-    grid = (triton.cdiv(positions, block_rows // block_frames), num_heads, frames // num_frames)
-    temporal_attention._temporal_attention_kernel[grid](
-        query,
-        key,
-        value,
-        output,
-        positions,
-        *(stride for x in (query, key, value, output) for stride in x.stride()[:2]),
-        scale,
-        OPERAND=temporal_attention.dispatch.operand_type(query.dtype),
-        NUM_FRAMES=num_frames,
-        HEAD_SIZE=features // num_heads,
-        BLOCK_FRAMES=block_frames,
-        BLOCK_ROWS=block_rows,
-        BLOCK_HEAD=max(16, triton.next_power_of_2(features // num_heads)),
-        num_warps=num_warps,
-    )
-    return output
 
 
 @triton.jit

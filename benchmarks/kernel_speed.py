@@ -28,7 +28,7 @@ from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 from vllm_videollava.kernels import reference
 from vllm_videollava.kernels.add_norm import add_norm
 from vllm_videollava.kernels.frame_patch_embed import frame_patch_embed, padded_depth
-from vllm_videollava.kernels.temporal_attention import temporal_attention
+from vllm_videollava.kernels.temporal_attention import launch_attention, temporal_attention
 
 OURS = "this package"
 # Frames of one encoder call in vLLM: one clip; three and seven clips, its limits on such a GPU; many.
@@ -155,7 +155,7 @@ def over_time(frames: int, shape: Shape, dtype: torch.dtype, device: str) -> Cas
     }
     for rows, warps in ((32, 4), (32, 1), (16, 1), (64, 4)):
         blocks = {"block_rows": rows, "num_warps": warps}
-        ways[f"{rows} rows, warps: {warps}"] = lambda states, blocks=blocks: candidates.attend(
+        ways[f"{rows} rows, warps: {warps}"] = lambda states, blocks=blocks: launch_attention(
             *states.chunk(3, -1), **options, **blocks
         )
     make_input = partial(torch.randn, frames, shape.positions, 3 * shape.features, dtype=dtype, device=device)

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.layer_norm import layer_norm
 from vllm_videollava.kernels.shapes import check_clips, check_shape
 
 
@@ -110,11 +111,5 @@ def _add_norm_kernel(
     values = values.to(total_ptr.dtype.element_ty)
     tl.store(total_ptr + start + feature, values, mask=mask)
 
-    values = values.to(tl.float32)
-    mean = tl.sum(values, 0) / FEATURES
-    distance = tl.where(mask, values - mean, 0)
-    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
-    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
-    bias = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
-    values = distance * inverse * gain + bias
+    values = layer_norm(values.to(tl.float32), norm_weight_ptr, norm_bias_ptr, eps, FEATURES, BLOCK_FEATURES)
     tl.store(normed_ptr + start + feature, values.to(normed_ptr.dtype.element_ty), mask=mask)

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from vllm_videollava.kernels import dispatch, reference
+from vllm_videollava.kernels.layer_norm import layer_norm
 from vllm_videollava.kernels.shapes import check_shape
 
 # Rows are padded to a multiple of 32 bytes, which cuBLAS prefers.
@@ -282,11 +283,6 @@ def _normalise_kernel(
         patch = frame.to(tl.int64) * (tokens - 1) + token - 1
         product = tl.load(product_ptr + patch * FEATURES + feature, mask=mask, other=0).to(tl.float32)
         values += product / MAGNIFIED + tl.load(bias_ptr + feature, mask=mask, other=0)
-    mean = tl.sum(values, 0) / FEATURES
-    distance = tl.where(mask, values - mean, 0)
-    inverse = 1 / tl.sqrt(tl.sum(distance * distance, 0) / FEATURES + eps)
-    gain = tl.load(norm_weight_ptr + feature, mask=mask, other=0).to(tl.float32)
-    shift = tl.load(norm_bias_ptr + feature, mask=mask, other=0).to(tl.float32)
-    values = distance * inverse * gain + shift
+    values = layer_norm(values, norm_weight_ptr, norm_bias_ptr, eps, FEATURES, BLOCK_FEATURES)
     output = output_ptr + row.to(tl.int64) * FEATURES + feature
     tl.store(output, values.to(output_ptr.dtype.element_ty), mask=mask)

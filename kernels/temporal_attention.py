@@ -60,12 +60,36 @@ def _fake(query, *_args, **_options):
 def temporal_attention_by_triton(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_frames: int, num_heads: int, scale: float
 ) -> torch.Tensor:
+    block_rows = max(BLOCK_ROWS, triton.next_power_of_2(num_frames))
+    return launch_attention(
+        query,
+        key,
+        value,
+        num_frames=num_frames,
+        num_heads=num_heads,
+        scale=scale,
+        block_rows=block_rows,
+        num_warps=NUM_WARPS if block_rows <= 32 else 4,
+    )
+
+
+def launch_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    num_frames: int,
+    num_heads: int,
+    scale: float,
+    block_rows: int,
+    num_warps: int,
+) -> torch.Tensor:
+    """Launch the kernel with programs of `block_rows` rows, at least as many as a clip has frames."""
     frames, positions, features = query.shape
     # Tensors are copied only if their features are not contiguous.
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     block_frames = triton.next_power_of_2(num_frames)
-    block_rows = max(BLOCK_ROWS, block_frames)
     head_size = features // num_heads
     grid = (triton.cdiv(positions, block_rows // block_frames), num_heads, frames // num_frames)
     _temporal_attention_kernel[grid](
@@ -82,7 +106,7 @@ def temporal_attention_by_triton(
         BLOCK_FRAMES=block_frames,
         BLOCK_ROWS=block_rows,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_size)),
-        num_warps=NUM_WARPS if block_rows <= 32 else 4,
+        num_warps=num_warps,
     )
     return output
 

@@ -1,7 +1,7 @@
 """Lets vLLM capture the towers and the projector in CUDA graphs, one for each number of images or videos."""
 
 from collections.abc import Hashable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from vllm.config import VllmConfig
@@ -29,8 +29,6 @@ class EncoderGraphs(SupportsEncoderCudaGraph):
     the scheduler's batch; vLLM replays the smallest that has room, and the rest
     of its pixels are zeros.
     """
-
-    supports_encoder_cudagraph: ClassVar = True
 
     config: VideoLlavaConfig
 
