@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +23,9 @@ import decord
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY
 
+from benchmarks.clips import copy_clip, repeat_clip, write_clip
 from benchmarks.harness import interleave, row, write_rows
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
@@ -34,7 +33,6 @@ from vllm_videollava.decoding.sampling import sample_indices
 from vllm_videollava.media.connector import VideoLlavaMediaConnector
 
 SIZE = 224
-FRAMES_PER_SECOND = 30
 HEIGHTS = {"360p": 360, "720p": 720, "1080p": 1080, "4K": 2160}
 SECONDS = (10, 120)
 CONNECTOR = VideoLlavaMediaConnector(
@@ -48,9 +46,9 @@ def main() -> None:
     os.environ["VIDEO_LLAVA_DECODED_CACHE_MB"] = "0"
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        warm_up(write_video(Path(name), 360, seconds=1))
+        warm_up(write_clip(Path(name), 360, seconds=1))
         for resolution in args.resolutions:
-            ten_seconds = write_video(Path(name), HEIGHTS[resolution])
+            ten_seconds = write_clip(Path(name), HEIGHTS[resolution])
             for seconds in SECONDS:
                 path = repeat_clip(ten_seconds, seconds // 10)
                 rows += measure(path, f"{resolution}, {seconds} s", rounds_for(resolution, seconds))
@@ -149,61 +147,6 @@ WAYS: dict[str, Callable[[Path], np.ndarray]] = {
     "decord": with_decord,
     "decord, one thread, our resizing": with_decord_and_this_packages_resizing,
 }
-
-
-def write_video(folder: Path, height: int, seconds: int = 10) -> Path:
-    """Write an H.264 clip with x264's defaults: textures that pan at different speeds, with a camera's noise."""
-    width = height * 16 // 9
-    rng = np.random.default_rng(0)
-    path = folder / f"{height}.mp4"
-    near, far = (_texture(rng, cells, 2 * width, 2 * height) for cells in (12, 40))
-    noise = rng.normal(0, 2, (height + 64, width + 64, 1)).astype(np.int16)
-    mask = np.asarray(Image.fromarray(far[:, :, 0]).convert("L"))[..., None] > 128
-    with av.open(str(path), "w") as output:
-        stream = output.add_stream("libx264", rate=FRAMES_PER_SECOND)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for index in range(seconds * FRAMES_PER_SECOND):
-            shift, slow = index * height // 200, index * height // 900
-            rgb = np.where(
-                mask[slow : slow + height, slow : slow + width],
-                near[shift % height :, shift % width :][:height, :width],
-                far[slow : slow + height, slow : slow + width],
-            )
-            y, x = rng.integers(0, 64, 2)
-            rgb = (rgb + noise[y : y + height, x : x + width]).clip(0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-            frame.time_base, frame.pts = Fraction(1, FRAMES_PER_SECOND), index
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    return path
-
-
-def _texture(rng: np.random.Generator, cells: int, width: int, height: int) -> np.ndarray:
-    colours = rng.integers(0, 256, (cells, cells * 16 // 9, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def repeat_clip(path: Path, times: int) -> Path:
-    """Write a clip that shows another one several times, without encoding it again."""
-    repeated = path.with_stem(f"{path.stem}x{times}")
-    with av.open(str(path)) as source, av.open(str(repeated), "w") as output:
-        stream = output.add_stream_from_template(source.streams.video[0])
-        for turn in range(times):
-            source.seek(0)
-            length = source.streams.video[0].duration
-            for packet in source.demux(video=0):
-                if packet.size:
-                    packet.pts, packet.dts = packet.pts + turn * length, packet.dts + turn * length
-                    packet.stream = stream
-                    output.mux(packet)
-    return repeated
-
-
-def copy_clip(path: Path, number: int) -> Path:
-    """Write a copy that differs in a box of type "free", so that no cache takes it for the same clip."""
-    copy = path.with_stem(f"{path.stem}-{number}")
-    copy.write_bytes(path.read_bytes() + b"\x00\x00\x00\x10free" + number.to_bytes(8, "big"))
-    return copy
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,162 +1,298 @@
-"""Questions about videos answered a second, offline: this package and transformers, in the 7B model's shape.
+"""Questions about videos, answered offline by this package, by vLLM's LLaMA alone, and by transformers.
 
-    python -m benchmarks.throughput
+    python -m benchmarks.throughput --size middle
 
-Weights are random, since only their shapes matter to speed. Every clip is new to every cache, has one
-question and gets an answer of a fixed number of tokens. transformers gets its pixels ready-made and on
-the GPU, and has no attention over time to compute; this package decodes the clips' files. Rows go to
-benchmarks/results/throughput.jsonl, or to the folder that --output names. Needs a GPU.
+Weights are random. On a CPU, this package and transformers load the same ones, in transformers' format, and
+nothing is measured unless they give the same tokens; ways take turns. The 7B model's shape needs a GPU: this
+package computes the original's attention over time there, which transformers lacks, and ways run one after the
+other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. Every video is a new file
+to every cache, and each way starts from the file; transformers gets its pixels from this package's decoder.
+Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names.
 """
 
 import argparse
-import gc
-import json
-import shutil
+import contextlib
+import io
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from benchmarks import harness
-from vllm_videollava import tiny_checkpoint
+from benchmarks import harness, models
+from benchmarks.clips import NewClips
 from vllm_videollava.client import messages
-from vllm_videollava.tiny.drawing import write_video
-from vllm_videollava.tiny.world import random_clip_scene
+from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
+from vllm_videollava.decoding.settings import read_settings
+from vllm_videollava.decoding.video import decode_frames
+from vllm_videollava.text.conversation import SYSTEM_PROMPT
 
-if TYPE_CHECKING:
-    from vllm import LLM
+OURS, IN_GRAPHS, LLAMA, TRANSFORMERS = "this package", "this package, encoder graphs", "LLaMA alone", "transformers"
+FRAMES, VIDEO_TOKENS, CONTEXT = 8, 2056, 4096
+QUESTION, OTHER_QUESTION = "What does the video show?", "Which way does it move?"
+NEW, AGAIN = "new video", "same video, other question"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-SHAPE_OF_7B = {
-    "mm_image_tower": "LanguageBind/LanguageBind_Image",
-    "mm_video_tower": "LanguageBind/LanguageBind_Video_merge",
-    "mm_hidden_size": 1024,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 32000,
-    "torch_dtype": "bfloat16",
+
+class Plan(NamedTuple):
+    """What is asked of one size of the model.
+
+    Attributes:
+        lone: videos that each round asks about one after the other, before many at once.
+        many: videos at once, for vLLM.
+        tokens: tokens of each answer, when all are equally long.
+        batches: sizes of transformers' batches; with a GPU, each is also its number of videos at once.
+        clip: height in pixels and duration in seconds of a video.
+        engine: options for vLLM.
+    """
+
+    lone: int
+    many: int
+    tokens: int
+    batches: tuple[int, ...]
+    clip: tuple[int, int]
+    engine: dict[str, Any]
+
+
+_ON_CPU = Plan(1, 8, 32, (1, 8), (240, 2), {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8})
+PLANS = {
+    "tiny": _ON_CPU,
+    "middle": _ON_CPU,
+    "7B": Plan(10, 256, 128, (1, 32, 64), (360, 10), {"dtype": "bfloat16"}),
 }
-QUESTION = "What does the video show?"
-# Tokens of a prompt: a clip's, and about those of the template and the question.
-CLIP_TOKENS, TEXT_TOKENS = 2056, 48
-# As in LanguageBind/Video-LLaVA-7B-hf.
-VIDEO_TOKEN, VOCABULARY = 32001, 32064
-ENGINES: dict[str, dict[str, Any]] = {
-    "eager": {"enforce_eager": True},
-    "default": {},
-    "encoder in CUDA graphs": {"compilation_config": {"cudagraph_mm_encoder": True}},
-}
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """Write the 7B model's config with the tiny checkpoint's tokenizer; there are no weights."""
-    shutil.copytree(tiny_checkpoint(), folder, ignore=shutil.ignore_patterns("*.safetensors", "LanguageBind*"))
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **SHAPE_OF_7B}))
-    return folder
+def mixed_lengths(count: int, tokens: int) -> list[int]:
+    """Return lengths of answers from an eighth of `tokens` to almost twice as many; `tokens` on average."""
+    lengths = np.linspace(tokens / 8, tokens * 15 / 8, count).round().astype(int)
+    return np.random.default_rng(0).permutation(lengths).tolist()
 
 
-def write_videos(folder: Path, count: int) -> list[Path]:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    return [write_video(random_clip_scene(rng), folder / f"{index}.mp4") for index in range(count)]
+class Way(Protocol):
+    """Answers questions about clips with a given number of tokens each, greedily."""
+
+    many: int
+
+    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]: ...
 
 
-def measure_engine(way: str, checkpoint: Path, clips: Sequence[Path], tokens: int) -> Iterator[dict[str, Any]]:
-    """Time the engine: single requests up to their first token, then many clips at once."""
-    from vllm import LLM
+class Engine:
+    """vLLM, with this package's model or with LLaMA alone, which gets random tokens in place of a clip's."""
 
-    begin = time.perf_counter()
-    llm = LLM(str(checkpoint), load_format="dummy", max_model_len=4096, allowed_local_media_path="/", **ENGINES[way])
-    yield harness.row("start", f"this package, {way}", "time", "s", [time.perf_counter() - begin])
-    lone, many = clips[:10], clips[10:-1]
-    _ask(llm, clips[-1:], tokens)
-    first = [_seconds(partial(_ask, llm, [clip], 1)) for clip in lone]
-    again = [_seconds(partial(_ask, llm, [clip], 1)) for clip in lone]
-    yield harness.row("lone clip", f"this package, {way}", "time to first token", "s", first)
-    yield harness.row("lone clip again", f"this package, {way}", "time to first token", "s", again)
-    seconds = _seconds(partial(_ask, llm, many, tokens))
-    yield harness.row(f"many clips, {tokens} tokens", f"this package, {way}", "clips/s", "1/s", [len(many) / seconds])
-    llm.llm_engine.engine_core.shutdown()
-    del llm
-    gc.collect()
+    def __init__(self, folder: Path, many: int, *, is_llama: bool, **options: Any) -> None:
+        from vllm import LLM
 
+        self.many, self._is_llama, self._random = many, is_llama, np.random.default_rng(0)
+        self._llm = LLM(str(folder), max_model_len=CONTEXT, allowed_local_media_path="/", **options)
 
-def _ask(llm: "LLM", clips: Sequence[Path], tokens: int) -> None:
-    from vllm import SamplingParams
+    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
+        from vllm import SamplingParams
 
-    chats = [messages.question(QUESTION, [messages.media_part("video", messages.file_url(clip))]) for clip in clips]
-    greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    outputs = llm.chat(chats, greedy, use_tqdm=False)
-    assert all(len(output.outputs[0].token_ids) == tokens for output in outputs)
+        sampling = [
+            SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False) for length in lengths
+        ]
+        if self._is_llama:
+            ids = self._random.integers(3, 700, (len(clips), _prompt_length(question)))
+            outputs = self._llm.generate([{"prompt_token_ids": row} for row in ids.tolist()], sampling, use_tqdm=False)
+        else:
+            parts = [messages.media_part("video", messages.file_url(clip)) for clip in clips]
+            chats = [messages.question(question, [part]) for part in parts]
+            outputs = self._llm.chat(chats, sampling, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
-
-def measure_transformers(batches: Sequence[int], tokens: int) -> Iterator[dict[str, Any]]:
-    """Time transformers' port of the model, in several sizes of batches."""
-    from transformers import LlamaConfig, VideoLlavaConfig, VideoLlavaForConditionalGeneration
-
-    torch.set_default_dtype(torch.bfloat16)
-    config = VideoLlavaConfig(text_config=LlamaConfig(vocab_size=VOCABULARY), video_token_index=VIDEO_TOKEN)
-    with torch.device("cuda"):
-        model = VideoLlavaForConditionalGeneration(config).eval()
-    torch.set_default_dtype(torch.float32)
-    for batch in batches:
-        ids = torch.randint(3, 30000, (batch, TEXT_TOKENS + CLIP_TOKENS), device="cuda")
-        ids[:, 20 : 20 + CLIP_TOKENS] = VIDEO_TOKEN
-        pixels = torch.randn(batch, 8, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
-
-        def generate(count: int, inputs=inputs) -> None:
-            with torch.inference_mode():
-                model.generate(**inputs, max_new_tokens=count, min_new_tokens=count, do_sample=False)
-            torch.cuda.synchronize()
-
-        generate(2)
-        way = f"transformers, batches of {batch}"
-        for count in (1, tokens):
-            seconds = _seconds(partial(generate, count))
-            yield harness.row(f"many clips, {count} tokens", way, "clips/s", "1/s", [batch / seconds])
+    def close(self) -> None:
+        self._llm.llm_engine.engine_core.shutdown()
 
 
-def _seconds(call: Callable[[], None]) -> float:
+class Transformers:
+    """transformers' port of the model, in batches; a batch takes as long as its longest answer."""
+
+    def __init__(self, model: torch.nn.Module, batch: int, many: int) -> None:
+        self.many, self._model, self._batch = many, model, batch
+        self._mean, self._std = (torch.tensor(x, device=DEVICE).view(3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
+
+    def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
+        starts = range(0, len(clips), self._batch)
+        batches = [slice(start, start + self._batch) for start in starts]
+        return [ids for batch in batches for ids in self._answer(clips[batch], lengths[batch], question)]
+
+    @torch.inference_mode()
+    def _answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str) -> list[list[int]]:
+        ids = torch.tensor(_prompt_ids(question), device=DEVICE).repeat(len(clips), 1)
+        with ThreadPoolExecutor() as threads:
+            frames = torch.from_numpy(np.stack(list(threads.map(_decode, clips)))).to(DEVICE)
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values_videos=((frames.movedim(-1, -3) / 255 - self._mean) / self._std).to(self._model.dtype),
+            max_new_tokens=max(lengths),
+            min_new_tokens=max(lengths),
+            do_sample=False,
+            eos_token_id=None,
+        )
+        return [row[ids.shape[1] :][:length].tolist() for row, length in zip(output, lengths, strict=True)]
+
+
+def _decode(clip: Path) -> np.ndarray:
+    transform = partial(frame_pixels, size=models.IMAGE_SIZE, original=False)
+    return decode_frames(io.BytesIO(clip.read_bytes()), FRAMES, transform, read_settings())
+
+
+def _prompt_ids(question: str) -> list[int]:
+    text = f"{SYSTEM_PROMPT} USER: {'<video>' * VIDEO_TOKENS}\n{question} ASSISTANT:"
+    return models.make_tokenizer()(text).input_ids
+
+
+def _prompt_length(question: str) -> int:
+    return len(_prompt_ids(question))
+
+
+Start = Callable[[], AbstractContextManager[Way]]
+
+
+def ways_of(name: str, folder: Path) -> dict[str, Start]:
+    """Return what starts each way of answering, for a size of the model; checkpoints are written into `folder`."""
+    size, plan = models.SIZES[name], PLANS[name]
+    llama = models.write_llama(folder / "llama", size)
+    if name == "7B":
+        checkpoint, weights = models.write_original(folder / "video-llava", size), {"load_format": "dummy"}
+    else:
+        checkpoint, weights = models.write_video_llava(folder / "video-llava", size), {}
+    graphs = {"compilation_config": {"cudagraph_mm_encoder": True}}
+    start = partial(_start_engine, many=plan.many, **plan.engine)
+    ways: dict[str, Start] = {OURS: partial(start, checkpoint, is_llama=False, **weights)}
+    if DEVICE.type == "cuda":
+        ways[IN_GRAPHS] = partial(start, checkpoint, is_llama=False, **weights, **graphs)
+    ways[LLAMA] = partial(start, llama, is_llama=True, load_format="dummy")
+    for batch in plan.batches:
+        many = plan.many if DEVICE.type == "cpu" else batch
+        key = f"{TRANSFORMERS}, {'one by one' if batch == 1 else f'batches of {batch}'}"
+        ways[key] = partial(_start_transformers, checkpoint if not weights else None, name, batch, many)
+    return ways
+
+
+@contextlib.contextmanager
+def _start_engine(*args: Any, **options: Any) -> Iterator[Way]:
+    engine = Engine(*args, **options)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@contextlib.contextmanager
+def _start_transformers(checkpoint: Path | None, name: str, batch: int, many: int) -> Iterator[Way]:
+    from transformers import VideoLlavaForConditionalGeneration
+
+    if checkpoint is None:
+        config = models.video_llava_config(models.SIZES[name])
+        torch.set_default_dtype(torch.bfloat16)
+        with DEVICE:
+            model = VideoLlavaForConditionalGeneration(config)
+        torch.set_default_dtype(torch.float32)
+    else:
+        model = VideoLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    yield Transformers(model.eval(), batch, many)
+
+
+def measure(ways: dict[str, Way], clips: NewClips, plan: Plan, rounds: int) -> Iterator[dict[str, Any]]:
+    """Time first tokens for single clips and other questions about them, then many clips at once; yield rows."""
+    for way in ways.values():
+        way.answer(clips.take(way.many), [2] * way.many)
+    for case, samples in _time_lone_clips(ways, clips, plan, rounds).items():
+        for name, values in samples.items():
+            yield harness.row(case, name, "time to first token", "s", values)
+    for case, lengths_of in (
+        (f"{plan.tokens} tokens each", lambda count: [plan.tokens] * count),
+        (f"{min(mixed_lengths(8, plan.tokens))} to {max(mixed_lengths(8, plan.tokens))} tokens each",
+         lambda count: mixed_lengths(count, plan.tokens)),
+    ):  # fmt: skip
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(rounds):
+            for name in _order(ways, turn):
+                many = ways[name].many
+                seconds = _seconds(partial(ways[name].answer, clips.take(many), lengths_of(many)))
+                rates[name].append(many / seconds)
+        for name, values in rates.items():
+            yield harness.row(f"many videos, {case}", name, "videos answered", "1/s", values)
+
+
+def _time_lone_clips(ways, clips: NewClips, plan: Plan, rounds: int) -> dict[str, dict[str, list[float]]]:
+    samples: dict[str, dict[str, list[float]]] = {case: {name: [] for name in ways} for case in (NEW, AGAIN)}
+    for turn in range(rounds * plan.lone):
+        for name in _order(ways, turn):
+            clip = clips.take(1)
+            for case, question in ((NEW, QUESTION), (AGAIN, OTHER_QUESTION)):
+                samples[case][name].append(_seconds(partial(ways[name].answer, clip, [1], question)))
+    # Each of its prompts is new.
+    samples[AGAIN].pop(LLAMA, None)
+    return samples
+
+
+def _order(ways: dict[str, Way], turn: int) -> list[str]:
+    first = turn % len(ways)
+    return [*ways][first:] + [*ways][:first]
+
+
+def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
+def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
+    """Compare this package's answers with those of transformers, one by one.
+
+    Raises:
+        ValueError: they differ.
+    """
+    some = clips.take(2)
+    ours, theirs = (ways[name].answer(some, [tokens] * 2) for name in (OURS, f"{TRANSFORMERS}, one by one"))
+    if ours != theirs:
+        raise ValueError(f"This package answers {ours}, transformers {theirs}; nothing is measured.")
+
+
+def measure_size(name: str, chosen: str, rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure the ways of one size of the model whose name begins with `chosen`: together on a CPU, else in turn."""
+    torch.manual_seed(0)
+    plan = PLANS[name]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        starts = {key: start for key, start in ways_of(name, folder).items() if key.startswith(chosen)}
+        clips = NewClips(folder, *plan.clip)
+        groups = [starts] if DEVICE.type == "cpu" else [{key: start} for key, start in starts.items()]
+        for group in groups:
+            with ExitStack() as stack:
+                ways = {key: stack.enter_context(start()) for key, start in group.items()}
+                if len(ways) > 1:
+                    check_answers(ways, clips, plan.tokens)
+                yield from measure(ways, clips, plan, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput.jsonl")
-    parser.add_argument("--clips", type=int, default=128, help="number of clips")
-    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
-    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8, 32], help="batch sizes for transformers")
-    parser.add_argument("--engines", nargs="*", default=["eager", "default"], choices=ENGINES)
+    parser.add_argument("--size", choices=PLANS, default="7B", help="shape of the model")
+    parser.add_argument("--ways", default="", metavar="TEXT", help="only the ways whose names begin so")
+    parser.add_argument("--rounds", type=int, default=1, help="number of rounds")
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if args.size == "7B" and DEVICE.type == "cpu":
         sys.exit("There is no GPU: the 7B model's shape needs one.")
-    path = args.output / "throughput.jsonl"
-    with tempfile.TemporaryDirectory() as folder:
-        clips = write_videos(Path(folder, "clips"), args.clips + 11)
-        checkpoint = write_checkpoint(Path(folder, "checkpoint"))
-        for way in args.engines:
-            _report(path, measure_engine(way, checkpoint, clips, args.tokens))
-    if args.batches:
-        _report(path, measure_transformers(args.batches, args.tokens))
+    path = args.output / f"throughput_{args.size}.jsonl"
+    try:
+        for row in measure_size(args.size, args.ways, args.rounds):
+            harness.append_rows(path, [row])
+            print(f"{row['case']:<36}{row['way']:<30}{row['metric']:<20}{row['p50']:>10.4g} {row['unit']}", flush=True)
+    except ValueError as error:
+        sys.exit(str(error))
     print(path)
-
-
-def _report(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    for row in rows:
-        harness.append_rows(path, [row])
-        print(f"{row['case']:<28}{row['way']:<36}{row['metric']:<22}{row['p50']:>10.4g} {row['unit']}", flush=True)
 
 
 if __name__ == "__main__":
