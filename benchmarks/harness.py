@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,20 +119,13 @@ def _capture(way: Callable[[Any], Any], inputs: list[Any]) -> torch.cuda.CUDAGra
     return graph
 
 
-def row(case: str, way: str, metric: str, unit: str, values: Iterable[float]) -> dict[str, Any]:
-    """Make one row of results: the median of some values, between the 20th and the 80th percentile."""
+def row(
+    case: str, way: str, metric: str, unit: str, values: Iterable[float], tails: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Make one row of results: the median of some values, between the 20th and the 80th percentile, and any `tails`."""
     values = list(values)
-    low, median, high = (float(f"{value:.4g}") for value in np.percentile(values, (20, 50, 80)))
-    return {
-        "case": case,
-        "way": way,
-        "metric": metric,
-        "unit": unit,
-        "p20": low,
-        "p50": median,
-        "p80": high,
-        "n": len(values),
-    }
+    percentiles = {f"p{level}": float(f"{np.percentile(values, level):.4g}") for level in (20, 50, 80, *tails)}
+    return {"case": case, "way": way, "metric": metric, "unit": unit, **percentiles, "n": len(values)}
 
 
 def write_rows(name: str, rows: list[dict[str, Any]]) -> Path:

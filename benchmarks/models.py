@@ -50,6 +50,20 @@ def video_llava_config(size: Size) -> VideoLlavaConfig:
     )
 
 
+WITHOUT_WEIGHTS = ("7B",)
+"""Sizes whose weights would take too long to write; vLLM and transformers each draw their own."""
+
+
+def write_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, str]]:
+    """Write a checkpoint to measure, and return it with the options that vLLM needs to load it.
+
+    Without weights it is in the original's format, else in transformers'.
+    """
+    if name in WITHOUT_WEIGHTS:
+        return write_original(folder, SIZES[name]), {"load_format": "dummy"}
+    return write_video_llava(folder, SIZES[name]), {}
+
+
 def write_video_llava(folder: Path, size: Size) -> Path:
     """Write a checkpoint of Video-LLaVA in transformers' format; return the folder."""
     VideoLlavaForConditionalGeneration(video_llava_config(size)).save_pretrained(folder)

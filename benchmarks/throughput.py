@@ -2,12 +2,12 @@
 
     python -m benchmarks.throughput --size middle
 
-Weights are random. On a CPU, this package and transformers load the same ones, in transformers' format, and
-nothing is measured unless they give the same tokens; ways take turns. The 7B model's shape needs a GPU: this
-package computes the original's attention over time there, which transformers lacks, and ways run one after the
-other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. Every video is a new file
-to every cache, and each way starts from the file; transformers gets its pixels from this package's decoder.
-Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names.
+Weights are random. For the small sizes, this package and transformers load the same ones, in transformers'
+format; nothing is measured unless they give the same tokens, and ways take turns. The 7B model's shape needs a
+GPU: this package computes the original's attention over time there, which transformers lacks, and ways run one
+after the other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. Every video is
+a new file to every cache, and each way starts from the file; transformers gets its pixels from this package's
+decoder. Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
         lone: videos that each round asks about one after the other, before many at once.
         many: videos at once, for vLLM.
         tokens: tokens of each answer, when all are equally long.
-        batches: sizes of transformers' batches; with a GPU, each is also its number of videos at once.
+        batches: sizes of transformers' batches; for the 7B model, each is also its number of videos at once.
         clip: height in pixels and duration in seconds of a video.
         engine: options for vLLM.
     """
@@ -159,20 +159,17 @@ Start = Callable[[], AbstractContextManager[Way]]
 
 def ways_of(name: str, folder: Path) -> dict[str, Start]:
     """Return what starts each way of answering, for a size of the model; checkpoints are written into `folder`."""
-    size, plan = models.SIZES[name], PLANS[name]
-    llama = models.write_llama(folder / "llama", size)
-    if name == "7B":
-        checkpoint, weights = models.write_original(folder / "video-llava", size), {"load_format": "dummy"}
-    else:
-        checkpoint, weights = models.write_video_llava(folder / "video-llava", size), {}
+    plan = PLANS[name]
+    llama = models.write_llama(folder / "llama", models.SIZES[name])
+    checkpoint, weights = models.write_checkpoint(folder / "video-llava", name)
     graphs = {"compilation_config": {"cudagraph_mm_encoder": True}}
     start = partial(_start_engine, many=plan.many, **plan.engine)
     ways: dict[str, Start] = {OURS: partial(start, checkpoint, is_llama=False, **weights)}
-    if DEVICE.type == "cuda":
+    if name in models.WITHOUT_WEIGHTS:
         ways[IN_GRAPHS] = partial(start, checkpoint, is_llama=False, **weights, **graphs)
     ways[LLAMA] = partial(start, llama, is_llama=True, load_format="dummy")
     for batch in plan.batches:
-        many = plan.many if DEVICE.type == "cpu" else batch
+        many = batch if weights else plan.many
         key = f"{TRANSFORMERS}, {'one by one' if batch == 1 else f'batches of {batch}'}"
         ways[key] = partial(_start_transformers, checkpoint if not weights else None, name, batch, many)
     return ways
@@ -260,14 +257,15 @@ def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
 
 
 def measure_size(name: str, chosen: str, rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure the ways of one size of the model whose name begins with `chosen`: together on a CPU, else in turn."""
+    """Measure the ways whose names begin with `chosen`, for one size of the model; yield rows."""
     torch.manual_seed(0)
     plan = PLANS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         starts = {key: start for key, start in ways_of(name, folder).items() if key.startswith(chosen)}
         clips = NewClips(folder, *plan.clip)
-        groups = [starts] if DEVICE.type == "cpu" else [{key: start} for key, start in starts.items()]
+        takes_turns = name not in models.WITHOUT_WEIGHTS
+        groups = [starts] if takes_turns else [{key: start} for key, start in starts.items()]
         for group in groups:
             with ExitStack() as stack:
                 ways = {key: stack.enter_context(start()) for key, start in group.items()}

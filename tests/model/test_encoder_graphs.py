@@ -1,40 +1,17 @@
 """The towers in CUDA graphs: vLLM's manager gets from them what they compute without, for every number of items.
 
-There is no GPU. In place of a CUDA graph, a tape records every operation on
-tensors and repeats it on the same memory, as a CUDA graph does.
+There is no GPU; see helpers/tape.py.
 """
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from vllm.v1.worker import encoder_cudagraph
 from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
 
 from helpers.loading import engine_config, model_loading
+from helpers.tape import record_tapes
 
 # Of the random checkpoint.
 TOKENS = {"image": 16, "video": 136}
-
-
-class Tape(TorchDispatchMode):
-    """Stands in for `torch.cuda.CUDAGraph`, and for the context that records one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.steps.append((function, args, kwargs or {}, result))
-        return result
-
-    def replay(self) -> None:
-        for function, args, kwargs, result in self.steps:
-            fresh = function(*args, **kwargs)
-            for old, new in zip(tree_leaves(result), tree_leaves(fresh), strict=True):
-                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +22,7 @@ def model(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def make_manager(checkpoint, model, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Tape)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, stream: graph)
-    monkeypatch.setattr(encoder_cudagraph, "current_stream", lambda: None)
+    record_tapes(monkeypatch)
 
     def make_manager(**options) -> EncoderCudaGraphManager:
         config = engine_config(checkpoint, **options)

@@ -1,0 +1,110 @@
+"""Times the towers and the projector inside vLLM on a GPU, launched kernel by kernel and in CUDA graphs.
+
+    python -m benchmarks.encoder_speed
+
+They have the 7B model's shape and random weights; the LLaMA behind them has two layers, since it is not
+timed. A number of items whose results differ is not timed. Rows go to benchmarks/results/encoder_speed.jsonl,
+or to the folder that --output names.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import harness, models
+
+EAGER, GRAPHS = "kernel by kernel", "CUDA graphs"
+COUNTS = {"video": (1, 2, 3, 7), "image": (1, 8)}
+LARGEST_DISAGREEMENT = 0.02
+ROUNDS = 20
+
+
+def compare(model: nn.Module, config: Any, counts: dict[str, tuple[int, ...]], rounds: int) -> Iterator[dict[str, Any]]:
+    """Capture the encoders as vLLM does, check and time them; yield rows, with seconds from call to result."""
+    from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
+
+    device = next(model.parameters()).device
+    manager = EncoderCudaGraphManager(config, device, config.model_config.dtype, model)
+    _capture(manager, device)
+    for modality, count in ((modality, count) for modality, some in counts.items() for count in some):
+        shape = model.config.pixel_format.input_shapes[modality]
+        pixels = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device=device)
+        inputs = {f"pixel_values_{modality}s": pixels}
+        ways: dict[str, Callable[[], Any]] = {
+            EAGER: partial(model.embed_multimodal, **inputs),
+            GRAPHS: partial(manager.execute, inputs),
+        }
+        case = f"{count} {modality}{'s' if count > 1 else ''}"
+        distance = _distance(*(torch.cat(list(way())).float() for way in ways.values()))
+        yield harness.row(case, GRAPHS, "relative distance", "", [distance])
+        if not distance <= LARGEST_DISAGREEMENT:
+            continue
+        for way, samples in _time(ways, rounds).items():
+            yield harness.row(case, way, "time", "s", [sample.wall for sample in samples])
+
+
+def _capture(manager: Any, device: torch.device) -> None:
+    if device.type == "cpu":
+        manager.capture(graph_pool=None)
+        return
+    from vllm.distributed.parallel_state import graph_capture
+
+    with graph_capture(device=device):
+        manager.capture(graph_pool=torch.cuda.graph_pool_handle())
+    torch.cuda.synchronize()
+
+
+def _distance(expected: torch.Tensor, result: torch.Tensor) -> float:
+    return float((result - expected).norm() / expected.norm())
+
+
+def _time(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[harness.Sample]]:
+    return harness.interleave({name: partial(_finish, way) for name, way in ways.items()}, rounds)
+
+
+def _finish(way: Callable[[], Any]) -> None:
+    way()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@torch.inference_mode()
+def compare_in_worker(worker: Any, rounds: int) -> list[dict[str, Any]]:
+    """Run `compare` in a process of the engine."""
+    from vllm.config import set_current_vllm_config
+
+    with set_current_vllm_config(worker.vllm_config):
+        return list(compare(worker.get_model(), worker.vllm_config, COUNTS, rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for encoder_speed.jsonl")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("There is no GPU, and only one has CUDA graphs.")
+    # Lets vLLM send a function to its worker.
+    os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    from vllm import LLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = models.write_original(Path(folder, "model"), models.SIZES["7B"]._replace(llama_layers=2))
+        llm = LLM(str(checkpoint), load_format="dummy", max_model_len=4096, enforce_eager=True)
+        (rows,) = llm.collective_rpc(compare_in_worker, args=(ROUNDS,))
+    path = args.output / "encoder_speed.jsonl"
+    harness.append_rows(path, rows)
+    for row in rows:
+        print(f"{row['case']:<12}{row['way']:<20}{row['metric']:<20}{row['p50']:>12.4g} {row['unit']}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
