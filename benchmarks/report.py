@@ -1,0 +1,190 @@
+"""Writes the tables of benchmarks/README.md and a plot for each from the rows in benchmarks/results.
+
+    python -m benchmarks.report
+
+A table stands in the README between two comments that name it; its plot is results/NAME.svg.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import harness
+
+README = Path(__file__).parent / "README.md"
+Row = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """A table, its first column being the names of what was measured.
+
+    Attributes:
+        unit: of what is plotted.
+        plotted: the columns that the plot shows, by position after the first; all if empty.
+        is_stacked: whether a bar of the plot is a column of the table, and not a cell.
+    """
+
+    header: Sequence[str]
+    names: Sequence[str]
+    cells: Sequence[Sequence[float | None]]
+    unit: str
+    plotted: Sequence[int] = ()
+    is_stacked: bool = False
+
+
+def read_rows(name: str) -> list[Row]:
+    return [json.loads(line) for line in (harness.RESULTS / f"{name}.jsonl").open()]
+
+
+def _medians(rows: list[Row]) -> dict[tuple[str, str, str], float]:
+    return {(row["case"], row["way"], row["metric"]): row["p50"] for row in rows}
+
+
+def throughput_table(rows: list[Row]) -> Table:
+    """Ways in rows, cases in columns: seconds to the first token, then videos answered a second."""
+    cases = list(dict.fromkeys((row["case"], row["metric"]) for row in rows))
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    medians = _medians(rows)
+    header = [f"{case}, {_short(metric)}" for case, metric in cases]
+    cells = [[medians.get((case, way, metric)) for case, metric in cases] for way in ways]
+    many = [index for index, (_, metric) in enumerate(cases) if metric == "videos answered"]
+    return Table(header, ways, cells, "videos a second", many)
+
+
+def _short(metric: str) -> str:
+    return {"time to first token": "first token, s", "videos answered": "videos/s"}[metric]
+
+
+def serving_table(rows: list[Row]) -> Table:
+    """Cases in rows: seconds to the first token and between the others, answers a second."""
+    by_metric = {(row["case"], row["metric"]): row for row in rows}
+    cases = list(dict.fromkeys(row["case"] for row in rows if row["metric"] == "answers"))
+    header = [
+        *(f"first token, {level}, s" for level in ("p50", "p95", "p99")),
+        *(f"each other token, {level}, s" for level in ("p50", "p95", "p99")),
+        "answers/s",
+        "good answers/s",
+    ]
+    cells = []
+    for case in cases:
+        first, other = by_metric[case, "time to first token"], by_metric[case, "time per other token"]
+        times = [row[level] for row in (first, other) for level in ("p50", "p95", "p99")]
+        cells.append([*times, by_metric[case, "answers"]["p50"], by_metric[case, "goodput"]["p50"]])
+    return Table(header, cases, cells, "answers a second", [6, 7])
+
+
+def where_time_goes_table(rows: list[Row]) -> Table:
+    """Stages in rows, cases in columns: seconds for each video."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    stages = list(dict.fromkeys((row["way"], row["metric"]) for row in rows if row["unit"] == "s"))
+    medians = _medians(rows)
+    counts = [int(case.split()[0]) for case in cases]
+    cells = [
+        [value / count if (value := medians.get((case, *stage))) is not None else None
+         for case, count in zip(cases, counts, strict=True)]
+        for stage in stages
+    ]  # fmt: skip
+    names = [f"{stage} ({process})" for process, stage in stages]
+    return Table([f"{case}, s each" for case in cases], names, cells, "seconds a video", is_stacked=True)
+
+
+TABLES: dict[str, tuple[Callable[[list[Row]], Table], str]] = {
+    "throughput_tiny": (throughput_table, "Offline, tiny"),
+    "throughput_middle": (throughput_table, "Offline, middle"),
+    "serving_tiny": (serving_table, "A server, tiny"),
+    "where_time_goes_tiny": (where_time_goes_table, "Where the time goes, tiny"),
+    "where_time_goes_middle": (where_time_goes_table, "Where the time goes, middle"),
+}
+NOT_STACKED = ("wall time", "until sent")
+
+
+def show(value: float | None) -> str:
+    """Show three significant digits, without exponents."""
+    if value is None:
+        return "–"  # noqa: RUF001
+    digits = f"{value:#.3g}"
+    return f"{value:.0f}" if "e" in digits else digits.rstrip(".")
+
+
+def markdown(table: Table) -> str:
+    header = f"| | {' | '.join(table.header)} |"
+    lines = [header, "|" + "---|" * (1 + len(table.header))]
+    for name, cells in zip(table.names, table.cells, strict=True):
+        lines.append(f"| {name} | {' | '.join(map(show, cells))} |")
+    return "\n".join(lines)
+
+
+def put_into(text: str, name: str, table: str) -> str:
+    """Put a table between its comments.
+
+    Raises:
+        ValueError: the text does not have the comments.
+    """
+    begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not pattern.search(text):
+        raise ValueError(f"The README has no place for the table {name}.")
+    return pattern.sub(lambda _: begin + table + end, text)
+
+
+def plot(table: Table, title: str, path: Path) -> None:
+    """Draw a table as bars, with each bar's value beside it, in an SVG whose text stays text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 9})
+    from matplotlib import pyplot
+
+    draw, bars = (_stack, 2) if table.is_stacked else (_bars, len(table.names) * len(table.plotted))
+    figure, axes = pyplot.subplots(figsize=(8, 1.6 + 0.28 * bars), layout="constrained")
+    draw(axes, table)
+    axes.set_title(title, loc="left")
+    axes.set_xlabel(table.unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _bars(axes: Any, table: Table) -> None:
+    height = 0.8 / len(table.plotted)
+    for turn, column in enumerate(table.plotted):
+        places = [place + (turn - (len(table.plotted) - 1) / 2) * height for place in range(len(table.names))]
+        values = [row[column] or 0 for row in table.cells]
+        bars = axes.barh(places, values, height, label=table.header[column])
+        axes.bar_label(bars, [show(row[column]) for row in table.cells], padding=2)
+    axes.set_yticks(range(len(table.names)), table.names)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    figure = axes.figure
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+
+
+def _stack(axes: Any, table: Table) -> None:
+    from matplotlib import colormaps
+
+    places, left = range(len(table.header)), [0.0] * len(table.header)
+    stages = [
+        (name, cells) for name, cells in zip(table.names, table.cells, strict=True) if not name.startswith(NOT_STACKED)
+    ]
+    for (name, cells), colour in zip(stages, colormaps["tab20"].colors, strict=False):
+        values = [value or 0 for value in cells]
+        axes.barh(places, values, 0.6, left, label=name, color=colour)
+        left = [begin + value for begin, value in zip(left, values, strict=True)]
+    axes.set_yticks(places, [header.partition(",")[0] for header in table.header])
+    axes.invert_yaxis()
+    axes.figure.legend(loc="outside lower center", ncols=3, frameon=False)
+
+
+def main() -> None:
+    text = README.read_text()
+    for name, (make, title) in TABLES.items():
+        table = make(read_rows(name))
+        text = put_into(text, name, markdown(table))
+        plot(table, title, harness.RESULTS / f"{name}.svg")
+    README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
