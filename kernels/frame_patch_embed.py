@@ -229,8 +229,7 @@ def _fold_kernel(
     tl.store(bias_ptr + feature, tl.sum(folded.to(tl.float32) * (CENTRE - mean), 0) / MAGNIFIED)
 
 
-# Without this, Triton recompiles for sizes with other divisors, even while a server runs.
-@triton.jit(do_not_specialize=["size"])
+@triton.jit
 def _unfold_kernel(
     frames_ptr,  # [F, 3, H, W]
     rows_ptr,  # [F * (N - 1), DEPTH]

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import harness, kernel_resources
+from benchmarks import harness
 from helpers.paths import ROOT
 from helpers.results import RESULTS
 
@@ -131,27 +131,6 @@ def test_the_readmes_table_of_the_whole_model():
     )
     prefill = max(row["p50"] for row in rows if row["case"] == "many clips, 1 tokens")
     assert f"transformers reads {prefill:.0f} a second with one-token answers" in " ".join(README.split())
-
-
-def test_kernels_fit_every_chip():
-    """No spills, shared memory within the limit, matrices multiplied by tensor cores; prints the table."""
-    table = subprocess.run(
-        [sys.executable, "-m", "benchmarks.kernel_resources"], check=False, capture_output=True, text=True, cwd=ROOT
-    )
-    print(table.stdout)
-    assert table.returncode == 0, table.stdout + table.stderr
-    assert len(table.stdout.splitlines()) == 1 + len(list(kernel_resources.cases()))
-
-
-def test_a_kernel_that_spills_is_noticed():
-    case = next(case for case in kernel_resources.cases() if case.chip == 90 and case.multiplies)
-    too_large = case._replace(constants={**case.constants, "BLOCK_ROWS": 128})
-    assert kernel_resources.measure(too_large).faults == ("spills",)
-
-
-def test_a_kernel_without_tensor_cores_is_noticed():
-    case = next(case for case in kernel_resources.cases() if not case.multiplies)
-    assert kernel_resources.measure(case._replace(multiplies=True)).faults == ("no tensor cores",)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -194,14 +194,28 @@ def test_torch_compile_takes_the_operators_without_a_break(random, name):
     torch.testing.assert_close(compiled(*inputs), function(*inputs))
 
 
-def test_one_compilation_serves_any_number_of_frames(random):
-    weights = embedding_weights(random, 64, 5, torch.float32)
-    compiled = torch.compile(embed_again, fullgraph=True, backend="aot_eager")
-    for count in (2, 3, 8, 17):
-        frames = random_frames(random, count, 28, 28)
-        torch._dynamo.mark_dynamic(frames, 0)
-        with torch.compiler.set_stance("fail_on_recompile" if count > 2 else "default"):
-            torch.testing.assert_close(compiled(frames, *weights), embed_again(frames, *weights))
+CLIPS_OF_3 = {"num_frames": 3, "num_heads": 2, "scale": 0.25}
+
+
+@pytest.mark.parametrize("way", ["mark_dynamic", "dynamic=True"])
+@pytest.mark.parametrize("name", ["frame_patch_embed", "add_norm", "add_norm of the embedding", "temporal_attention"])
+def test_one_graph_serves_any_number_of_frames(random, name, way):
+    weights = embedding_weights(random, 32, 5, torch.float32)
+    norm, embedding = weights[3:], normal(random, 1, 3, 32, dtype=torch.float32)
+    function = {
+        "frame_patch_embed": lambda frames: embed_again(frames, *weights),
+        "add_norm": lambda states: add_norm(states, states, *norm, eps=1e-5),
+        "add_norm of the embedding": lambda states: add_norm(states, embedding, *norm, eps=1e-5),
+        "temporal_attention": lambda states: temporal_attention(states, states, states, **CLIPS_OF_3),
+    }[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=way == "dynamic=True" or None)
+    for count in (3, 6, 9, 18):
+        pixels, states = random_frames(random, count, 28, 28), normal(random, count, 5, 32, dtype=torch.float32)
+        input_ = pixels if name == "frame_patch_embed" else states
+        if way == "mark_dynamic":
+            torch._dynamo.mark_dynamic(input_, 0)
+        with torch.compiler.set_stance("fail_on_recompile" if count > 3 else "default"):
+            torch.testing.assert_close(compiled(input_), function(input_))
 
 
 def test_operators_keep_pytorchs_rules(random):
