@@ -1,9 +1,13 @@
-# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | attack | soak | bench-tiny | bench-media |
-# bench-kernels | bench-throughput: all in .venv.
+# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | attack | soak | bench | bench-tiny |
+# bench-media: all in .venv. make bench-gpu | bench-gpu-engine: with $(PYTHON).
 PYTHON ?= python3
 SHELL := /bin/bash
+# Folder for the rows of bench-gpu and bench-gpu-engine.
+OUTPUT ?= benchmarks/results
+BENCH = VLLM_CPU_KVCACHE_SPACE=1 .venv/bin/python -m benchmarks
+BENCH_GPU = $(PYTHON) -m benchmarks
 
-.PHONY: setup demo test lint train-tiny fuzz attack soak bench-tiny bench-media bench-kernels bench-throughput
+.PHONY: setup demo test lint train-tiny fuzz attack soak bench bench-tiny bench-media bench-gpu bench-gpu-engine
 setup:
 	@$(PYTHON) scripts/setup_venv.py
 
@@ -36,8 +40,22 @@ bench-tiny: setup
 bench-media: setup
 	.venv/bin/python -m benchmarks.media
 
-bench-kernels: setup
-	.venv/bin/python -m benchmarks.kernel_speed
+# On two CPU cores, in less than 20 minutes.
+bench: setup
+	$(BENCH).throughput --size tiny --rounds 3
+	$(BENCH).throughput --size middle --rounds 3
+	$(BENCH).serving --size tiny
+	$(BENCH).where_time_goes --size tiny
+	$(BENCH).where_time_goes --size middle
+	.venv/bin/python -m benchmarks.report
 
-bench-throughput: setup
-	.venv/bin/python -m benchmarks.throughput
+# On a machine with a GPU, in less than 10 minutes; $(PYTHON) has PyTorch, Triton, transformers and PyAV.
+bench-gpu:
+	-$(BENCH_GPU).kernel_speed --seconds 250 --output $(OUTPUT)
+	-timeout 220 $(BENCH_GPU).throughput --size 7B --ways transformers --output $(OUTPUT)
+
+# The same, with vLLM as well.
+bench-gpu-engine:
+	-timeout 80 $(BENCH_GPU).encoder_speed --output $(OUTPUT)
+	-timeout 220 $(BENCH_GPU).throughput --size 7B --ways "this package" --output $(OUTPUT)
+	-timeout 250 $(BENCH_GPU).serving --size 7B --seconds 150 --output $(OUTPUT)

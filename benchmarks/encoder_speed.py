@@ -100,6 +100,7 @@ def main() -> None:
         llm = LLM(str(checkpoint), load_format="dummy", max_model_len=4096, enforce_eager=True)
         (rows,) = llm.collective_rpc(compare_in_worker, args=(ROUNDS,))
     path = args.output / "encoder_speed.jsonl"
+    path.unlink(missing_ok=True)
     harness.append_rows(path, rows)
     for row in rows:
         print(f"{row['case']:<12}{row['way']:<20}{row['metric']:<20}{row['p50']:>12.4g} {row['unit']}")

@@ -214,6 +214,7 @@ def main() -> None:
         sys.exit("There is no GPU: the 7B model's shape needs one.")
     load = LOADS[args.size]
     path = args.output / f"serving_{args.size}.jsonl"
+    path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         torch.manual_seed(0)

@@ -7,7 +7,8 @@ format; nothing is measured unless they give the same tokens, and ways take turn
 GPU: this package computes the original's attention over time there, which transformers lacks, and ways run one
 after the other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. Every video is
 a new file to every cache, and each way starts from the file; transformers gets its pixels from this package's
-decoder. Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names.
+decoder. Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names;
+--ways is part of the file's name.
 """
 
 import argparse
@@ -256,13 +257,13 @@ def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
         raise ValueError(f"This package answers {ours}, transformers {theirs}; nothing is measured.")
 
 
-def measure_size(name: str, chosen: str, rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure the ways whose names begin with `chosen`, for one size of the model; yield rows."""
+def measure_size(name: str, chosen: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
+    """Measure the ways whose names begin with any of `chosen`, for one size of the model; yield rows."""
     torch.manual_seed(0)
     plan = PLANS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        starts = {key: start for key, start in ways_of(name, folder).items() if key.startswith(chosen)}
+        starts = {key: start for key, start in ways_of(name, folder).items() if key.startswith(tuple(chosen))}
         clips = NewClips(folder, *plan.clip)
         takes_turns = name not in models.WITHOUT_WEIGHTS
         groups = [starts] if takes_turns else [{key: start} for key, start in starts.items()]
@@ -277,15 +278,17 @@ def measure_size(name: str, chosen: str, rounds: int) -> Iterator[dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=PLANS, default="7B", help="shape of the model")
-    parser.add_argument("--ways", default="", metavar="TEXT", help="only the ways whose names begin so")
+    parser.add_argument("--ways", nargs="*", default=[], metavar="TEXT", help="only the ways whose names begin so")
     parser.add_argument("--rounds", type=int, default=1, help="number of rounds")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
     args = parser.parse_args()
     if args.size == "7B" and DEVICE.type == "cpu":
         sys.exit("There is no GPU: the 7B model's shape needs one.")
-    path = args.output / f"throughput_{args.size}.jsonl"
+    name = "_".join([args.size, *args.ways]).replace(" ", "_")
+    path = args.output / f"throughput_{name}.jsonl"
+    path.unlink(missing_ok=True)
     try:
-        for row in measure_size(args.size, args.ways, args.rounds):
+        for row in measure_size(args.size, args.ways or [""], args.rounds):
             harness.append_rows(path, [row])
             print(f"{row['case']:<36}{row['way']:<30}{row['metric']:<20}{row['p50']:>10.4g} {row['unit']}", flush=True)
     except ValueError as error:

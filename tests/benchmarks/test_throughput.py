@@ -19,7 +19,7 @@ def small(monkeypatch, checkpoint):
 
 @pytest.mark.parametrize("way", ["this package", "transformers"])
 def test_each_way_is_measured_in_each_case(way):
-    rows = list(throughput.measure_size("7B", way, rounds=1))
+    rows = list(throughput.measure_size("7B", [way], rounds=1))
     ways = [name for name in dict.fromkeys(row["way"] for row in rows) if name.startswith(way)]
     assert len(ways) == 2
     cases = [throughput.NEW, throughput.AGAIN, "many videos, 8 tokens each", "many videos, 1 to 15 tokens each"]
