@@ -140,4 +140,5 @@ def test_what_needs_a_gpu_says_so(name):
         [sys.executable, "-m", f"benchmarks.{name}"], check=False, capture_output=True, text=True, cwd=ROOT
     )
     assert script.returncode == 1
-    assert script.stderr.startswith("There is no GPU")
+    # Libraries may have warned first.
+    assert script.stderr.splitlines()[-1].startswith("There is no GPU")
