@@ -49,6 +49,11 @@ def interleave(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
     return samples
 
 
+def seconds(call: Callable[[], Any]) -> float:
+    """Return the seconds that one call takes by the clock."""
+    return _time(call).wall
+
+
 def _time(way: Callable[[], Any]) -> Sample:
     wall, cpu = time.perf_counter(), time.process_time()
     way()

@@ -16,11 +16,10 @@ import contextlib
 import io
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -91,25 +90,38 @@ class Engine:
         from vllm import LLM
 
         self.many, self._is_llama, self._random = many, is_llama, np.random.default_rng(0)
-        self._llm = LLM(str(folder), max_model_len=CONTEXT, allowed_local_media_path="/", **options)
+        self.llm = LLM(str(folder), max_model_len=CONTEXT, allowed_local_media_path="/", **options)
 
     def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
-        from vllm import SamplingParams
-
-        sampling = [
-            SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False) for length in lengths
-        ]
         if self._is_llama:
-            ids = self._random.integers(3, 700, (len(clips), _prompt_length(question)))
-            outputs = self._llm.generate([{"prompt_token_ids": row} for row in ids.tolist()], sampling, use_tqdm=False)
-        else:
-            parts = [messages.media_part("video", messages.file_url(clip)) for clip in clips]
-            chats = [messages.question(question, [part]) for part in parts]
-            outputs = self._llm.chat(chats, sampling, use_tqdm=False)
+            return self.answer_text(self.random_prompts(len(clips), question), lengths)
+        outputs = self.llm.chat(chats_about(clips, question), sampling(lengths), use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+    def random_prompts(self, count: int, question: str = QUESTION) -> list[list[int]]:
+        """Return new random tokens, as many as in each question about a clip."""
+        # Ids below 259 may be placeholders of images and videos.
+        return self._random.integers(260, 380, (count, _prompt_length(question))).tolist()
+
+    def answer_text(self, prompts: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+        prompts = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = self.llm.generate(prompts, sampling(lengths), use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+def chats_about(clips: Sequence[Path], question: str = QUESTION) -> list[list[Any]]:
+    """Return a conversation about each clip."""
+    return [messages.question(question, [messages.media_part("video", messages.file_url(clip))]) for clip in clips]
+
+
+def sampling(lengths: Sequence[int]) -> list[Any]:
+    """Return vLLM's parameters for greedy answers with these numbers of tokens."""
+    from vllm import SamplingParams
+
+    return [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False) for length in lengths]
 
 
 class Transformers:
@@ -151,6 +163,7 @@ def _prompt_ids(question: str) -> list[int]:
     return models.make_tokenizer()(text).input_ids
 
 
+@cache
 def _prompt_length(question: str) -> int:
     return len(_prompt_ids(question))
 
@@ -216,7 +229,7 @@ def measure(ways: dict[str, Way], clips: NewClips, plan: Plan, rounds: int) -> I
         for turn in range(rounds):
             for name in _order(ways, turn):
                 many = ways[name].many
-                seconds = _seconds(partial(ways[name].answer, clips.take(many), lengths_of(many)))
+                seconds = harness.seconds(partial(ways[name].answer, clips.take(many), lengths_of(many)))
                 rates[name].append(many / seconds)
         for name, values in rates.items():
             yield harness.row(f"many videos, {case}", name, "videos answered", "1/s", values)
@@ -228,7 +241,7 @@ def _time_lone_clips(ways, clips: NewClips, plan: Plan, rounds: int) -> dict[str
         for name in _order(ways, turn):
             clip = clips.take(1)
             for case, question in ((NEW, QUESTION), (AGAIN, OTHER_QUESTION)):
-                samples[case][name].append(_seconds(partial(ways[name].answer, clip, [1], question)))
+                samples[case][name].append(harness.seconds(partial(ways[name].answer, clip, [1], question)))
     # Each of its prompts is new.
     samples[AGAIN].pop(LLAMA, None)
     return samples
@@ -237,12 +250,6 @@ def _time_lone_clips(ways, clips: NewClips, plan: Plan, rounds: int) -> dict[str
 def _order(ways: dict[str, Way], turn: int) -> list[str]:
     first = turn % len(ways)
     return [*ways][first:] + [*ways][:first]
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
@@ -275,6 +282,12 @@ def measure_size(name: str, chosen: Sequence[str], rounds: int) -> Iterator[dict
                 yield from measure(ways, clips, plan, rounds)
 
 
+def check_device(size: str) -> None:
+    """End the program if a size of the model needs a GPU and there is none."""
+    if size == "7B" and DEVICE.type == "cpu":
+        sys.exit("There is no GPU: the 7B model's shape needs one.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=PLANS, default="7B", help="shape of the model")
@@ -282,8 +295,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="number of rounds")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
     args = parser.parse_args()
-    if args.size == "7B" and DEVICE.type == "cpu":
-        sys.exit("There is no GPU: the 7B model's shape needs one.")
+    check_device(args.size)
     name = "_".join([args.size, *args.ways]).replace(" ", "_")
     path = args.output / f"throughput_{name}.jsonl"
     path.unlink(missing_ok=True)

@@ -39,7 +39,7 @@ def test_results_are_of_one_run(name):
     assert not RESULTS[name][0]["commit"].endswith("+"), "measured with files that are in no commit"
 
 
-@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed", "throughput", "tiny_accuracy"])
+@pytest.mark.parametrize("name", ["media", "soak", "kernel_speed", "throughput", "tiny_accuracy", "where_time_goes"])
 def test_benchmark_starts(name):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     assert "results" in subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
@@ -134,10 +134,11 @@ def test_the_readmes_table_of_the_whole_model():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("name", ["kernel_speed", "throughput"])
+@pytest.mark.parametrize("name", ["kernel_speed", "throughput", "where_time_goes"])
 def test_what_needs_a_gpu_says_so(name):
     script = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}"], check=False, capture_output=True, text=True, cwd=ROOT
     )
     assert script.returncode == 1
-    assert script.stderr.startswith("There is no GPU")
+    # Libraries may have warned first.
+    assert script.stderr.splitlines()[-1].startswith("There is no GPU")
