@@ -4,7 +4,8 @@ PYTHON ?= python3
 SHELL := /bin/bash
 # Folder for the rows of bench-gpu and bench-gpu-engine.
 OUTPUT ?= benchmarks/results
-BENCH = VLLM_CPU_KVCACHE_SPACE=1 .venv/bin/python -m benchmarks
+# Otherwise vLLM's CPU build computes with all cores but one.
+BENCH = VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv/bin/python -m benchmarks
 BENCH_GPU = $(PYTHON) -m benchmarks
 
 .PHONY: setup demo test lint train-tiny fuzz attack soak bench bench-tiny bench-media bench-gpu bench-gpu-engine

@@ -122,11 +122,11 @@ def put_into(text: str, name: str, table: str) -> str:
     Raises:
         ValueError: the text does not have the comments.
     """
-    begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
+    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"The README has no place for the table {name}.")
-    return pattern.sub(lambda _: begin + table + end, text)
+    return pattern.sub(lambda _: begin + table + "\n" + end, text)
 
 
 def plot(table: Table, title: str, path: Path) -> None:

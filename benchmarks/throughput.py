@@ -101,7 +101,7 @@ class Engine:
     def random_prompts(self, count: int, question: str = QUESTION) -> list[list[int]]:
         """Return new random tokens, as many as in each question about a clip."""
         # Ids below 259 may be placeholders of images and videos.
-        return self._random.integers(260, 380, (count, _prompt_length(question))).tolist()
+        return self._random.integers(260, 380, (count, len(_prompt_ids(question)))).tolist()
 
     def answer_text(self, prompts: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
         prompts = [{"prompt_token_ids": ids} for ids in prompts]
@@ -158,14 +158,10 @@ def _decode(clip: Path) -> np.ndarray:
     return decode_frames(io.BytesIO(clip.read_bytes()), FRAMES, transform, read_settings())
 
 
+@cache
 def _prompt_ids(question: str) -> list[int]:
     text = f"{SYSTEM_PROMPT} USER: {'<video>' * VIDEO_TOKENS}\n{question} ASSISTANT:"
     return models.make_tokenizer()(text).input_ids
-
-
-@cache
-def _prompt_length(question: str) -> int:
-    return len(_prompt_ids(question))
 
 
 Start = Callable[[], AbstractContextManager[Way]]
