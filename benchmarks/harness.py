@@ -164,7 +164,9 @@ def _commit() -> str:
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     if commit.returncode:
         return "unknown"
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    # A benchmark before this one may have written results.
+    status = [*git, "status", "--porcelain", "--", ":/", f":!{RESULTS.name}"]
+    changed = subprocess.run(status, capture_output=True, text=True, check=True)
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
