@@ -6,6 +6,7 @@ A table stands in the README between two comments that name it; its plot is resu
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,11 +102,12 @@ NOT_STACKED = ("wall time", "until sent")
 
 
 def show(value: float | None) -> str:
-    """Show three significant digits, without exponents."""
+    """Show three significant digits, without an exponent."""
     if value is None:
         return "–"  # noqa: RUF001
-    digits = f"{value:#.3g}"
-    return f"{value:.0f}" if "e" in digits else digits.rstrip(".")
+    if not value:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def markdown(table: Table) -> str:

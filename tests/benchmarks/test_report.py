@@ -1,0 +1,88 @@
+"""The benchmarks' README has the tables that the committed rows give, and plots show the same numbers."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness, report
+from helpers.results import RESULTS
+
+NAMES = list(report.TABLES)
+
+
+def table_of(name: str) -> report.Table:
+    return report.TABLES[name][0](RESULTS[name])
+
+
+def row(case: str, way: str, metric: str, unit: str, p50: float, **tails: float) -> dict:
+    return {"case": case, "way": way, "metric": metric, "unit": unit, "p50": p50, **tails}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_has_what_the_rows_say(name):
+    text = report.README.read_text()
+    assert report.put_into(text, name, report.markdown(table_of(name))) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_plots_show_what_the_rows_say(name):
+    table = table_of(name)
+    shown = re.findall(r">([^<>]+)</text>", (harness.RESULTS / f"{name}.svg").read_text())
+    for cells in table.cells:
+        assert {report.show(cells[column]) for column in table.plotted} <= set(shown)
+
+
+def test_a_table_of_throughput():
+    rows = [
+        row("new video", "a", "time to first token", "s", 0.25),
+        row("new video", "b", "time to first token", "s", 12.34),
+        row("many videos", "a", "videos answered", "1/s", 1234.5),
+    ]
+    assert report.markdown(report.throughput_table(rows)).splitlines() == [
+        "| | new video, first token, s | many videos, videos/s |",
+        "|---|---|---|",
+        "| a | 0.250 | 1234 |",
+        "| b | 12.3 | – |",  # noqa: RUF001
+    ]
+
+
+def test_a_table_of_a_server():
+    tails = {"p95": 2.0, "p99": 3.0}
+    rows = [
+        row("start", "a", "time", "s", 9.0),
+        row("new videos", "a", "time to first token", "s", 1.0, **tails),
+        row("new videos", "a", "time per other token", "s", 0.01, **tails),
+        row("new videos", "a", "answers", "1/s", 5.0),
+        row("new videos", "a", "goodput", "1/s", 0.0),
+    ]
+    assert report.markdown(report.serving_table(rows)).splitlines()[2:] == [
+        "| new videos | 1.00 | 2.00 | 3.00 | 0.0100 | 2.00 | 3.00 | 5.00 | 0 |"
+    ]
+
+
+def test_a_table_of_stages_is_for_each_video():
+    rows = [
+        row("1 video", "decoder", "decode", "s", 0.5),
+        row("32 videos", "decoder", "decode", "s", 8.0),
+        row("1 video", "engine", "device waits for CPU", "%", 7.0),
+    ]
+    assert report.markdown(report.where_time_goes_table(rows)).splitlines() == [
+        "| | 1 video, s each | 32 videos, s each |",
+        "|---|---|---|",
+        "| decode (decoder) | 0.500 | 0.250 |",
+    ]
+
+
+def test_a_readme_without_the_place_for_a_table_is_refused():
+    with pytest.raises(ValueError, match="no place for the table x"):
+        report.put_into("text", "x", "table")
+
+
+@pytest.mark.parametrize("kind", ["bars", "stack"])
+def test_a_plot_is_a_small_svg_with_text(tmp_path: Path, kind):
+    table = report.Table(["c", "d"], ["a", "b"], [[1.0, 2.0], [3.0, None]], "s", [0, 1], kind == "stack")
+    report.plot(table, "Title", tmp_path / "x.svg")
+    text = (tmp_path / "x.svg").read_text()
+    assert "Title" in text
+    assert len(text) < 30_000
