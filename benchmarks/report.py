@@ -16,6 +16,9 @@ from benchmarks import harness
 
 README = Path(__file__).parent / "README.md"
 Row = dict[str, Any]
+OURS, FLOOR, SDPA = "this package", "floor", "SDPA with transposes"
+# Not a way that anyone has, and so not among the others.
+DECORD_AND_OURS = "decord, one thread, our resizing"
 
 
 class Table(NamedTuple):
@@ -35,12 +38,62 @@ class Table(NamedTuple):
     is_stacked: bool = False
 
 
-def read_rows(name: str) -> list[Row]:
-    return [json.loads(line) for line in (harness.RESULTS / f"{name}.jsonl").open()]
-
-
 def _medians(rows: list[Row]) -> dict[tuple[str, str, str], float]:
     return {(row["case"], row["way"], row["metric"]): row["p50"] for row in rows}
+
+
+def kernel_table(rows: list[Row]) -> Table:
+    """Kernels and numbers of frames in rows: the speed-up over PyTorch, and the multiple of the device's limit."""
+    times = {(row["case"], row["way"]): row["p50"] for row in rows if row["metric"] == "time"}
+    cases = [case for case, way in times if way == "PyTorch" and (case, FLOOR) in times]
+    cases += [case for case, way in times if way == SDPA]
+    cells = []
+    for case in cases:
+        ours, plain = times[case, OURS], times.get((case, SDPA)) or times[case, "PyTorch"]
+        cells.append([plain / ours, ours / times[case, FLOOR]])
+    names = [f"`{case.partition(',')[0]}`{case.partition(',')[1]}{case.partition(',')[2]}" for case in cases]
+    return Table(["times as fast as PyTorch", "times the device's limit"], names, cells, "times", [0, 1])
+
+
+def whole_model_table(rows: list[Row]) -> Table:
+    """Ways in rows: videos answered a second with 128 tokens each."""
+    many = [row for row in rows if row["case"] == "many clips, 128 tokens"]
+    return Table(["videos/s"], [row["way"] for row in many], [[row["p50"]] for row in many], "videos a second", [0])
+
+
+def media_table(rows: list[Row]) -> Table:
+    """Clips in rows: this package's throughput, CPU time and time, beside those of other ways."""
+    medians = _medians(rows)
+    ways, cases = (list(dict.fromkeys(row[key] for row in rows)) for key in ("way", "case"))
+    others = [way for way in ways if way not in (OURS, DECORD_AND_OURS)]
+    cells = []
+    for case in cases:
+        rate = {way: medians[case, way, "clips at once"] for way in ways}
+        cpu, alone = (
+            [medians[case, way, metric] for way in (OURS, "decord")]
+            for metric in ("this process's CPU time per clip", "time of a lone clip")
+        )
+        best = max(rate[way] for way in others)
+        cells.append(
+            [rate[OURS] / best, rate[OURS] / rate[DECORD_AND_OURS], 100 * cpu[0] / cpu[1], alone[0] - alone[1]]
+        )
+    header = [
+        "throughput, times best other way",
+        "throughput, times decord with our resizing",
+        "CPU time, % of decord's",
+        "time, minus decord's, s",
+    ]
+    return Table(header, cases, cells, "times", [0, 1])
+
+
+def memory_table(rows: list[Row]) -> Table:
+    """Processes under each load in rows: MiB in the second and the last quarter of the videos."""
+    names = list(dict.fromkeys((row["case"], row["way"]) for row in rows))
+    medians = _medians(rows)
+    quarters = [f"resident memory, quarter {quarter}" for quarter in (2, 4)]
+    cells = [[medians[case, way, quarter] for quarter in quarters] for case, way in names]
+    header = ["second quarter, MiB", "last quarter, MiB"]
+    return Table(header, [f"{way}, {case}" for case, way in names], cells, "MiB", [0, 1])
 
 
 def throughput_table(rows: list[Row]) -> Table:
@@ -91,14 +144,35 @@ def where_time_goes_table(rows: list[Row]) -> Table:
     return Table([f"{case}, s each" for case in cases], names, cells, "seconds a video", is_stacked=True)
 
 
-TABLES: dict[str, tuple[Callable[[list[Row]], Table], str]] = {
-    "throughput_tiny": (throughput_table, "Offline, tiny"),
-    "throughput_middle": (throughput_table, "Offline, middle"),
-    "serving_tiny": (serving_table, "A server, tiny"),
-    "where_time_goes_tiny": (where_time_goes_table, "Where the time goes, tiny"),
-    "where_time_goes_middle": (where_time_goes_table, "Where the time goes, middle"),
+class Source(NamedTuple):
+    """What a table is made from, and the title of its plot."""
+
+    files: Sequence[str]
+    make: Callable[[list[Row]], Table]
+    title: str
+
+
+TABLES = {
+    "kernel_speed": Source(["kernel_speed"], kernel_table, "Kernels on an H200"),
+    "throughput": Source(
+        ["throughput", "throughput_of_transformers"], whole_model_table, "The 7B model's shape on an H200"
+    ),
+    "throughput_tiny": Source(["throughput_tiny"], throughput_table, "Offline, tiny"),
+    "throughput_middle": Source(["throughput_middle"], throughput_table, "Offline, middle"),
+    "serving_tiny": Source(["serving_tiny"], serving_table, "A server, tiny"),
+    "where_time_goes_tiny": Source(["where_time_goes_tiny"], where_time_goes_table, "Where the time goes, tiny"),
+    "where_time_goes_middle": Source(["where_time_goes_middle"], where_time_goes_table, "Where the time goes, middle"),
+    "media": Source(["media"], media_table, "From file to pixels, on 2 cores"),
+    "soak": Source(["soak"], memory_table, "Memory"),
 }
+# What is no part of the whole time.
 NOT_STACKED = ("wall time", "until sent")
+
+
+def read_table(name: str) -> Table:
+    """Make a table from the rows in `results`."""
+    files = [harness.RESULTS / f"{file}.jsonl" for file in TABLES[name].files]
+    return TABLES[name].make([json.loads(line) for file in files for line in file.open()])
 
 
 def show(value: float | None) -> str:
@@ -181,10 +255,10 @@ def _stack(axes: Any, table: Table) -> None:
 
 def main() -> None:
     text = README.read_text()
-    for name, (make, title) in TABLES.items():
-        table = make(read_rows(name))
+    for name, source in TABLES.items():
+        table = read_table(name)
         text = put_into(text, name, markdown(table))
-        plot(table, title, harness.RESULTS / f"{name}.svg")
+        plot(table, source.title, harness.RESULTS / f"{name}.svg")
     README.write_text(text)
 
 

@@ -6,13 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness, report
-from helpers.results import RESULTS
 
 NAMES = list(report.TABLES)
-
-
-def table_of(name: str) -> report.Table:
-    return report.TABLES[name][0](RESULTS[name])
 
 
 def row(case: str, way: str, metric: str, unit: str, p50: float, **tails: float) -> dict:
@@ -22,12 +17,12 @@ def row(case: str, way: str, metric: str, unit: str, p50: float, **tails: float)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_has_what_the_rows_say(name):
     text = report.README.read_text()
-    assert report.put_into(text, name, report.markdown(table_of(name))) == text
+    assert report.put_into(text, name, report.markdown(report.read_table(name))) == text
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plots_show_what_the_rows_say(name):
-    table = table_of(name)
+    table = report.read_table(name)
     shown = re.findall(r">([^<>]+)</text>", (harness.RESULTS / f"{name}.svg").read_text())
     for cells in table.cells:
         assert {report.show(cells[column]) for column in table.plotted} <= set(shown)
@@ -72,6 +67,45 @@ def test_a_table_of_stages_is_for_each_video():
         "|---|---|---|",
         "| decode (decoder) | 0.500 | 0.250 |",
     ]
+
+
+def test_a_table_of_kernels():
+    rows = [
+        row("a, 8 frames", "this package", "time", "s", 2.0),
+        row("a, 8 frames", "PyTorch", "time", "s", 9.0),
+        row("a, 8 frames", "floor", "time", "s", 1.0),
+        row("a, 8 frames", "PyTorch", "time, launched one by one", "s", 90.0),
+        row("b, 8 frames", "this package", "time", "s", 4.0),
+        row("b, 8 frames", "SDPA with transposes", "time", "s", 6.0),
+        row("b, 8 frames", "floor", "time", "s", 2.0),
+        row("device", "PyTorch", "copy bandwidth", "B/s", 4e12),
+    ]
+    assert report.markdown(report.kernel_table(rows)).splitlines()[2:] == [
+        "| `a`, 8 frames | 4.50 | 2.00 |",
+        "| `b`, 8 frames | 1.50 | 2.00 |",
+    ]
+
+
+def test_a_table_of_media():
+    cpu, alone, rate = "this process's CPU time per clip", "time of a lone clip", "clips at once"
+    values = {
+        "this package": (0.5, 2.0, 6.0),
+        "decord": (5.0, 3.0, 2.0),
+        "decord, one thread, our resizing": (1, 1, 4.0),
+    }
+    rows = [
+        row("720p", way, metric, "", value)
+        for way, of_way in values.items()
+        for metric, value in zip((cpu, alone, rate), of_way, strict=True)
+    ]
+    assert report.markdown(report.media_table(rows)).splitlines()[2:] == ["| 720p | 3.00 | 1.50 | 10.0 | -1.00 |"]
+
+
+def test_a_table_of_memory():
+    rows = [
+        row("load", "server", f"resident memory, quarter {quarter}", "MiB", 100 + quarter) for quarter in range(1, 5)
+    ]
+    assert report.markdown(report.memory_table(rows)).splitlines()[2:] == ["| server, load | 102 | 104 |"]
 
 
 def test_a_readme_without_the_place_for_a_table_is_refused():
