@@ -16,6 +16,12 @@ from transformers.models.llama import LlamaTokenizer
 from vllm_videollava import tiny_checkpoint
 
 IMAGE_SIZE, PATCH = 224, 14
+# LLaVA-NeXT-Video makes 144 tokens of a frame, so that 14 frames have about as many as Video-LLaVA's 8.
+LLAVA_NEXT_IMAGE_SIZE, LLAVA_NEXT_FRAMES = 336, 14
+LLAVA_NEXT_TEMPLATE = """\
+{%- for message in messages -%}
+USER: {% for part in message['content'] %}{{ part['text'] if part['type'] == 'text' else '<video>\n' }}{% endfor %}
+{%- endfor %} ASSISTANT:"""
 
 
 class Size(NamedTuple):
@@ -77,6 +83,41 @@ def write_llama(folder: Path, size: Size) -> Path:
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_llava_next_video(folder: Path, size: Size) -> Path:
+    """Write the config and the processor of LLaVA-NeXT-Video around the same LLaMA; there are no weights."""
+    from transformers import (
+        LlavaNextImageProcessor,
+        LlavaNextVideoConfig,
+        LlavaNextVideoProcessor,
+        LlavaNextVideoVideoProcessor,
+    )
+
+    tokenizer = make_tokenizer()
+    image_id, video_id = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])
+    vision_config = _vision_config(size)
+    vision_config.image_size = LLAVA_NEXT_IMAGE_SIZE
+    config = LlavaNextVideoConfig(
+        vision_config=vision_config,
+        text_config=_llama_config(size),
+        image_token_index=image_id,
+        video_token_index=video_id,
+        architectures=["LlavaNextVideoForConditionalGeneration"],
+    )
+    config.save_pretrained(folder)
+    shape = {"height": LLAVA_NEXT_IMAGE_SIZE, "width": LLAVA_NEXT_IMAGE_SIZE}
+    sizes = {"size": {"shortest_edge": LLAVA_NEXT_IMAGE_SIZE}, "crop_size": shape}
+    processor = LlavaNextVideoProcessor(
+        image_processor=LlavaNextImageProcessor(**sizes),
+        video_processor=LlavaNextVideoVideoProcessor(**sizes),
+        tokenizer=tokenizer,
+        chat_template=LLAVA_NEXT_TEMPLATE,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+    )
+    processor.save_pretrained(folder)
     return folder
 
 

@@ -5,10 +5,10 @@
 Weights are random. For the small sizes, this package and transformers load the same ones, in transformers'
 format; nothing is measured unless they give the same tokens, and ways take turns. The 7B model's shape needs a
 GPU: this package computes the original's attention over time there, which transformers lacks, and ways run one
-after the other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. Every video is
-a new file to every cache, and each way starts from the file; transformers gets its pixels from this package's
-decoder. Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names;
---ways is part of the file's name.
+after the other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. vLLM's
+LLaVA-NeXT-Video around the same LLaMA is measured where torchvision is installed. Every video is a new file to
+every cache, and each way starts from the file; transformers gets its pixels from this package's decoder. Rows go
+to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names; --ways is part of the name.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -34,7 +35,8 @@ from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.decoding.video import decode_frames
 from vllm_videollava.text.conversation import SYSTEM_PROMPT
 
-OURS, IN_GRAPHS, LLAMA, TRANSFORMERS = "this package", "this package, encoder graphs", "LLaMA alone", "transformers"
+OURS, IN_GRAPHS = "this package", "this package, encoder graphs"
+LLAMA, LLAVA_NEXT, ONE_BY_ONE = "LLaMA alone", "LLaVA-NeXT-Video", "transformers, one by one"
 FRAMES, VIDEO_TOKENS, CONTEXT = 8, 2056, 4096
 QUESTION, OTHER_QUESTION = "What does the video show?", "Which way does it move?"
 NEW, AGAIN = "new video", "same video, other question"
@@ -178,9 +180,14 @@ def ways_of(name: str, folder: Path) -> dict[str, Start]:
     if name in models.WITHOUT_WEIGHTS:
         ways[IN_GRAPHS] = partial(start, checkpoint, is_llama=False, **weights, **graphs)
     ways[LLAMA] = partial(start, llama, is_llama=True, load_format="dummy")
+    # vLLM cannot load this model without it.
+    if find_spec("torchvision"):
+        options = {"media_io_kwargs": {"video": {"num_frames": models.LLAVA_NEXT_FRAMES}}, "load_format": "dummy"}
+        llava_next = models.write_llava_next_video(folder / "llava-next-video", models.SIZES[name])
+        ways[LLAVA_NEXT] = partial(start, llava_next, is_llama=False, **options)
     for batch in plan.batches:
         many = batch if weights else plan.many
-        key = f"{TRANSFORMERS}, {'one by one' if batch == 1 else f'batches of {batch}'}"
+        key = ONE_BY_ONE if batch == 1 else f"transformers, batches of {batch}"
         ways[key] = partial(_start_transformers, checkpoint if not weights else None, name, batch, many)
     return ways
 
@@ -255,7 +262,7 @@ def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
         ValueError: they differ.
     """
     some = clips.take(2)
-    ours, theirs = (ways[name].answer(some, [tokens] * 2) for name in (OURS, f"{TRANSFORMERS}, one by one"))
+    ours, theirs = (ways[name].answer(some, [tokens] * 2) for name in (OURS, ONE_BY_ONE))
     if ours != theirs:
         raise ValueError(f"This package answers {ours}, transformers {theirs}; nothing is measured.")
 
@@ -273,7 +280,7 @@ def measure_size(name: str, chosen: Sequence[str], rounds: int) -> Iterator[dict
         for group in groups:
             with ExitStack() as stack:
                 ways = {key: stack.enter_context(start()) for key, start in group.items()}
-                if len(ways) > 1:
+                if ways.keys() >= {OURS, ONE_BY_ONE}:
                     check_answers(ways, clips, plan.tokens)
                 yield from measure(ways, clips, plan, rounds)
 
