@@ -46,7 +46,6 @@ bench: setup
 	$(BENCH).throughput --size tiny --rounds 3
 	$(BENCH).throughput --size middle --rounds 3
 	$(BENCH).serving --size tiny
-	$(BENCH).where_time_goes --size tiny
 	$(BENCH).where_time_goes --size middle
 	.venv/bin/python -m benchmarks.report
 

@@ -160,7 +160,6 @@ TABLES = {
     "throughput_tiny": Source(["throughput_tiny"], throughput_table, "Offline, tiny"),
     "throughput_middle": Source(["throughput_middle"], throughput_table, "Offline, middle"),
     "serving_tiny": Source(["serving_tiny"], serving_table, "A server, tiny"),
-    "where_time_goes_tiny": Source(["where_time_goes_tiny"], where_time_goes_table, "Where the time goes, tiny"),
     "where_time_goes_middle": Source(["where_time_goes_middle"], where_time_goes_table, "Where the time goes, middle"),
     "media": Source(["media"], media_table, "From file to pixels, on 2 cores"),
     "soak": Source(["soak"], memory_table, "Memory"),
