@@ -10,11 +10,11 @@ from PIL import Image
 FRAMES_PER_SECOND = 30
 
 
-def write_clip(folder: Path, height: int, seconds: int = 10) -> Path:
+def write_clip(folder: Path, height: int, seconds: int = 10, seed: int = 0) -> Path:
     """Write an H.264 clip with x264's defaults: textures that pan at different speeds, with a camera's noise."""
     width = height * 16 // 9
-    rng = np.random.default_rng(0)
-    path = folder / f"{height}.mp4"
+    rng = np.random.default_rng(seed)
+    path = folder / f"{height}-{seed}.mp4"
     near, far = (_texture(rng, cells, 2 * width, 2 * height) for cells in (12, 40))
     noise = rng.normal(0, 2, (height + 64, width + 64, 1)).astype(np.int16)
     mask = np.asarray(Image.fromarray(far[:, :, 0]).convert("L"))[..., None] > 128
@@ -59,18 +59,19 @@ def repeat_clip(path: Path, times: int) -> Path:
 
 
 def copy_clip(path: Path, number: int) -> Path:
-    """Write a copy that differs in a box of type "free", so that no cache takes it for the same clip."""
+    """Write a copy that differs in a box of type "free", so that caches take it for another clip."""
     copy = path.with_stem(f"{path.stem}-{number}")
     copy.write_bytes(path.read_bytes() + b"\x00\x00\x00\x10free" + number.to_bytes(8, "big"))
     return copy
 
 
 class NewClips:
-    """Copies of one clip, each given out once."""
+    """Copies of two clips in turn, each given out once."""
 
     def __init__(self, folder: Path, height: int, seconds: int) -> None:
-        self._clip, self._given = write_clip(folder, height, seconds), 0
+        self._clips, self._given = [write_clip(folder, height, seconds, seed) for seed in range(2)], 0
 
     def take(self, count: int) -> list[Path]:
         self._given += count
-        return [copy_clip(self._clip, number) for number in range(self._given - count, self._given)]
+        numbers = range(self._given - count, self._given)
+        return [copy_clip(self._clips[number % 2], number) for number in numbers]

@@ -17,7 +17,7 @@ from benchmarks import harness
 README = Path(__file__).parent / "README.md"
 Row = dict[str, Any]
 OURS, FLOOR, SDPA = "this package", "floor", "SDPA with transposes"
-# Not a way that anyone has, and so not among the others.
+# Only the benchmark combines these two, so it is not one of the alternatives.
 DECORD_AND_OURS = "decord, one thread, our resizing"
 
 
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
     Attributes:
         unit: of what is plotted.
-        plotted: the columns that the plot shows, by position after the first; all if empty.
+        plotted: the columns that the plot shows, by position after the first, unless it is stacked.
         is_stacked: whether a bar of the plot is a column of the table, and not a cell.
     """
 
@@ -112,21 +112,20 @@ def _short(metric: str) -> str:
 
 
 def serving_table(rows: list[Row]) -> Table:
-    """Cases in rows: seconds to the first token and between the others, answers a second."""
+    """Cases in rows: questions, seconds to the first token and between the others, answers a second."""
     by_metric = {(row["case"], row["metric"]): row for row in rows}
     cases = list(dict.fromkeys(row["case"] for row in rows if row["metric"] == "answers"))
-    header = [
-        *(f"first token, {level}, s" for level in ("p50", "p95", "p99")),
-        *(f"each other token, {level}, s" for level in ("p50", "p95", "p99")),
-        "answers/s",
-        "good answers/s",
-    ]
+    levels = ("p50", "p95", "p99")
+    header = ["questions"]
+    header += [f"{what}, {level}, s" for what in ("first token", "each other token") for level in levels]
+    header += ["answers/s", "good answers/s"]
     cells = []
     for case in cases:
         first, other = by_metric[case, "time to first token"], by_metric[case, "time per other token"]
-        times = [row[level] for row in (first, other) for level in ("p50", "p95", "p99")]
-        cells.append([*times, by_metric[case, "answers"]["p50"], by_metric[case, "goodput"]["p50"]])
-    return Table(header, cases, cells, "answers a second", [6, 7])
+        times = [row[level] for row in (first, other) for level in levels]
+        rates = [by_metric[case, metric]["p50"] for metric in ("answers", "goodput")]
+        cells.append([first["n"], *times, *rates])
+    return Table(header, cases, cells, "answers a second", [7, 8])
 
 
 def where_time_goes_table(rows: list[Row]) -> Table:
@@ -145,7 +144,7 @@ def where_time_goes_table(rows: list[Row]) -> Table:
 
 
 class Source(NamedTuple):
-    """What a table is made from, and the title of its plot."""
+    """What a table is made from, and the title of its plot, to which the device is added."""
 
     files: Sequence[str]
     make: Callable[[list[Row]], Table]
@@ -153,33 +152,39 @@ class Source(NamedTuple):
 
 
 TABLES = {
-    "kernel_speed": Source(["kernel_speed"], kernel_table, "Kernels on an H200"),
-    "throughput": Source(
-        ["throughput", "throughput_of_transformers"], whole_model_table, "The 7B model's shape on an H200"
-    ),
+    "kernel_speed": Source(["kernel_speed"], kernel_table, "Kernels"),
+    "throughput": Source(["throughput", "throughput_of_transformers"], whole_model_table, "The 7B model's shape"),
     "throughput_tiny": Source(["throughput_tiny"], throughput_table, "Offline, tiny"),
     "throughput_middle": Source(["throughput_middle"], throughput_table, "Offline, middle"),
     "serving_tiny": Source(["serving_tiny"], serving_table, "A server, tiny"),
     "where_time_goes_middle": Source(["where_time_goes_middle"], where_time_goes_table, "Where the time goes, middle"),
-    "media": Source(["media"], media_table, "From file to pixels, on 2 cores"),
+    "media": Source(["media"], media_table, "From file to pixels"),
     "soak": Source(["soak"], memory_table, "Memory"),
 }
-# What is no part of the whole time.
+# The whole, and a time that overlaps the stages.
 NOT_STACKED = ("wall time", "until sent")
 
 
-def read_table(name: str) -> Table:
-    """Make a table from the rows in `results`."""
+def read_table(name: str) -> tuple[Table, str]:
+    """Make a table and the title of its plot from the rows in `results`.
+
+    Raises:
+        ValueError: the rows are of several devices.
+    """
     files = [harness.RESULTS / f"{file}.jsonl" for file in TABLES[name].files]
-    return TABLES[name].make([json.loads(line) for file in files for line in file.open()])
+    rows = [json.loads(line) for file in files for line in file.open()]
+    devices = {row["device"] for row in rows}
+    if len(devices) != 1:
+        raise ValueError(f"The rows for {name} are of several devices: {devices}.")
+    return TABLES[name].make(rows), f"{TABLES[name].title}: {devices.pop()}"
 
 
 def show(value: float | None) -> str:
     """Show three significant digits, without an exponent."""
     if value is None:
         return "–"  # noqa: RUF001
-    if not value:
-        return "0"
+    if isinstance(value, int) or not value:
+        return f"{value:.0f}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
@@ -254,10 +259,10 @@ def _stack(axes: Any, table: Table) -> None:
 
 def main() -> None:
     text = README.read_text()
-    for name, source in TABLES.items():
-        table = read_table(name)
+    for name in TABLES:
+        table, title = read_table(name)
         text = put_into(text, name, markdown(table))
-        plot(table, source.title, harness.RESULTS / f"{name}.svg")
+        plot(table, title, harness.RESULTS / f"{name}.svg")
     README.write_text(text)
 
 

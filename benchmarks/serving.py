@@ -4,9 +4,9 @@
 
 vLLM's own `bench serve` asks, with streaming, and measures. Every answer has a fixed number of tokens. Clients
 send URLs of local files. Each client asks its next question when its last one is answered, or questions come
-at random times at a given rate; goodput counts the answers whose first token came within a second and the
-others within 50 ms each. With a GPU, its busy time is that in which any kernel ran, by NVIDIA's own counter.
-A case whose requests are not all answered in full is not written. Rows go to
+at random times at a given rate. Goodput counts the answers whose first token came within a second, and the
+others within 50 ms on average. With a GPU, rows also have the share of time in which a kernel ran, by NVIDIA's
+counter. A case is not written if a question is not answered in full. Rows go to
 benchmarks/results/serving_SIZE.jsonl, or to the folder that --output names.
 """
 
@@ -34,7 +34,7 @@ from vllm_videollava.tiny.world import random_image_scene
 
 OURS = "this package"
 TAILS = (95, 99)
-# Milliseconds to the first token and for each other token.
+# Milliseconds to the first token, and on average for each other token.
 GOOD = {"ttft": 1000.0, "tpot": 50.0}
 GREEDY = {"temperature": 0}
 QUESTIONS = {"video": "What does the video show?", "image": "What does the image show?"}
@@ -64,7 +64,7 @@ class Load(NamedTuple):
     flags: tuple[str, ...]
 
 
-_ON_CPU = Load((1, 4), (0.5,), 8, 4, 16, (240, 2), ("--dtype=float32", "--enforce-eager"))
+_ON_CPU = Load((1, 4), (1.0,), 20, 10, 16, (240, 2), ("--dtype=float32", "--enforce-eager"))
 LOADS = {
     "tiny": _ON_CPU,
     "middle": _ON_CPU,
@@ -176,21 +176,26 @@ def rows_of(case: str, result: dict[str, Any], busy: list[float]) -> Iterator[di
 
 
 def measure(client: Client, load: Load, new: dict[str, Media], seconds: float) -> Iterator[dict[str, Any]]:
-    """Measure every case, and no further one after `seconds`; yield rows."""
+    """Measure every case, and begin no further one after `seconds`; yield rows."""
     begin = time.monotonic()
     for kind, take in new.items():
         client.ask(kind, take(WARM_UP * max(load.clients)), max(load.clients))
-    for case, kind, files, clients, rate in _cases(load, new):
+    for case, kind, make, clients, rate in _cases(load, new):
         if time.monotonic() - begin > seconds:
             print(f"{case}: no time left.", flush=True)
             continue
-        with BusyGpu() as busy:
-            result = client.ask(kind, files(), clients, rate)
+        files = make()
+        try:
+            with BusyGpu() as busy:
+                result = client.ask(kind, files, clients, rate)
+        except RuntimeError as error:
+            print(f"{case}: {error}", flush=True)
+            continue
         yield from rows_of(case, result, busy.shares)
 
 
 def _cases(load: Load, new: dict[str, Media]):
-    # Most valuable first, since time may run out.
+    # Most valuable first; the rates are the first to be lost when time runs out.
     for clients in sorted(load.clients, reverse=True):
         count, of_clients = load.turns * clients, f"{clients} client{'s' if clients > 1 else ''}"
         for kind, take in new.items():
@@ -207,12 +212,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=LOADS, default="7B", help="shape of the model")
     parser.add_argument("--seconds", type=float, default=300, help="time after which no further case begins")
-    parser.add_argument("--flags", nargs="*", default=[], help="more flags for `vllm serve`, without their dashes")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for serving_SIZE.jsonl")
     args = parser.parse_args()
     if args.size == "7B" and not torch.cuda.is_available():
         sys.exit("There is no GPU: the 7B model's shape needs one.")
-    load = LOADS[args.size]
+    begin, load = time.monotonic(), LOADS[args.size]
+    harness.use_all_cores()
     path = args.output / f"serving_{args.size}.jsonl"
     path.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
@@ -221,12 +226,12 @@ def main() -> None:
         checkpoint, weights = models.write_checkpoint(folder / "video-llava", args.size)
         flags = [*load.flags, "--max-model-len=4096", "--allowed-local-media-path=/", "--disable-uvicorn-access-log"]
         flags += [f"--{name.replace('_', '-')}={value}" for name, value in weights.items()]
-        flags += [f"--{flag}" for flag in args.flags]
         new = {"video": NewClips(folder, *load.clip).take, "image": NewImages(folder).take}
         with local_server(checkpoint, folder / "log.txt", *flags) as server:
             rows = [harness.row("start", OURS, "time", "s", [server.seconds])]
             harness.append_rows(path, rows)
-            for row in measure(Client(server.url, checkpoint, load), load, new, args.seconds):
+            left = args.seconds - (time.monotonic() - begin)
+            for row in measure(Client(server.url, checkpoint, load), load, new, left):
                 harness.append_rows(path, [row])
                 print(f"{row['case']:<28}{row['metric']:<24}{row['p50']:>10.4g} {row['unit']}", flush=True)
     print(path)

@@ -3,12 +3,19 @@
     python -m benchmarks.throughput --size middle
 
 Weights are random. For the small sizes, this package and transformers load the same ones, in transformers'
-format; nothing is measured unless they give the same tokens, and ways take turns. The 7B model's shape needs a
-GPU: this package computes the original's attention over time there, which transformers lacks, and ways run one
-after the other. LLaMA alone gets prompts of as many tokens of text, and shows what videos cost. vLLM's
-LLaVA-NeXT-Video around the same LLaMA is measured where torchvision is installed. Every video is a new file to
-every cache, and each way starts from the file; transformers gets its pixels from this package's decoder. Rows go
-to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names; --ways is part of the name.
+format; ways take turns, and nothing is measured unless all of these give the same tokens. The 7B model's shape
+needs a GPU. There, the ways run one after the other, and their answers cannot be compared, because transformers
+lacks the original's attention over time. LLaMA alone gets prompts of as many tokens of text, and shows what
+videos cost. vLLM's LLaVA-NeXT-Video around the same LLaMA is measured where torchvision can be imported; its
+tower reads 14 frames of 336 pixels, and not 8 of 224.
+
+Every video is a new file to every cache, and each way starts from the file; transformers gets its pixels from
+this package's decoder. vLLM's offline interface has a batch's videos decoded one after the other, each with
+several threads; for transformers, several are decoded at once. The second question about a video finds the
+video's tokens in vLLM's prefix cache; transformers computes everything again.
+
+Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names; --ways is part of the
+file's name.
 """
 
 import argparse
@@ -20,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from functools import cache, partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,12 +36,14 @@ import torch
 from benchmarks import harness, models
 from benchmarks.clips import NewClips
 from vllm_videollava.client import messages
+from vllm_videollava.decoding.cpu_count import cpu_count
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD, frame_pixels
+from vllm_videollava.decoding.pool import MAX_THREADS
 from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.decoding.video import decode_frames
 from vllm_videollava.text.conversation import SYSTEM_PROMPT
 
-OURS, IN_GRAPHS = "this package", "this package, encoder graphs"
+OURS, IN_GRAPHS = "this package", "encoder graphs"
 LLAMA, LLAVA_NEXT, ONE_BY_ONE = "LLaMA alone", "LLaVA-NeXT-Video", "transformers, one by one"
 FRAMES, VIDEO_TOKENS, CONTEXT = 8, 2056, 4096
 QUESTION, OTHER_QUESTION = "What does the video show?", "Which way does it move?"
@@ -50,7 +58,7 @@ class Plan(NamedTuple):
         lone: videos that each round asks about one after the other, before many at once.
         many: videos at once, for vLLM.
         tokens: tokens of each answer, when all are equally long.
-        batches: sizes of transformers' batches; for the 7B model, each is also its number of videos at once.
+        batches: sizes of transformers' batches; the 7B model is asked about one batch, or about 4 videos in turn.
         clip: height in pixels and duration in seconds of a video.
         engine: options for vLLM.
     """
@@ -72,7 +80,13 @@ PLANS = {
 
 
 def mixed_lengths(count: int, tokens: int) -> list[int]:
-    """Return lengths of answers from an eighth of `tokens` to almost twice as many; `tokens` on average."""
+    """Return lengths of answers from an eighth of `tokens` to almost twice as many; `tokens` on average.
+
+    Raises:
+        ValueError: `count` is less than 2.
+    """
+    if count < 2:
+        raise ValueError(f"count is {count}; it must be at least 2.")
     lengths = np.linspace(tokens / 8, tokens * 15 / 8, count).round().astype(int)
     return np.random.default_rng(0).permutation(lengths).tolist()
 
@@ -142,7 +156,8 @@ class Transformers:
     def _answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str) -> list[list[int]]:
         ids = torch.tensor(_prompt_ids(question), device=DEVICE).repeat(len(clips), 1)
         with ThreadPoolExecutor() as threads:
-            frames = torch.from_numpy(np.stack(list(threads.map(_decode, clips)))).to(DEVICE)
+            decode = partial(_decode, threads=max(1, min(MAX_THREADS, cpu_count()) // len(clips)))
+            frames = torch.from_numpy(np.stack(list(threads.map(decode, clips)))).to(DEVICE)
         output = self._model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -155,9 +170,9 @@ class Transformers:
         return [row[ids.shape[1] :][:length].tolist() for row, length in zip(output, lengths, strict=True)]
 
 
-def _decode(clip: Path) -> np.ndarray:
+def _decode(clip: Path, threads: int) -> np.ndarray:
     transform = partial(frame_pixels, size=models.IMAGE_SIZE, original=False)
-    return decode_frames(io.BytesIO(clip.read_bytes()), FRAMES, transform, read_settings())
+    return decode_frames(io.BytesIO(clip.read_bytes()), FRAMES, transform, read_settings(), threads)
 
 
 @cache
@@ -180,13 +195,10 @@ def ways_of(name: str, folder: Path) -> dict[str, Start]:
     if name in models.WITHOUT_WEIGHTS:
         ways[IN_GRAPHS] = partial(start, checkpoint, is_llama=False, **weights, **graphs)
     ways[LLAMA] = partial(start, llama, is_llama=True, load_format="dummy")
-    # vLLM cannot load this model without it.
-    if find_spec("torchvision"):
-        options = {"media_io_kwargs": {"video": {"num_frames": models.LLAVA_NEXT_FRAMES}}, "load_format": "dummy"}
-        llava_next = models.write_llava_next_video(folder / "llava-next-video", models.SIZES[name])
-        ways[LLAVA_NEXT] = partial(start, llava_next, is_llama=False, **options)
+    if has_torchvision():
+        ways[LLAVA_NEXT] = partial(_start_llava_next, folder / "llava-next-video", name)
     for batch in plan.batches:
-        many = batch if weights else plan.many
+        many = max(4, batch) if weights else plan.many
         key = ONE_BY_ONE if batch == 1 else f"transformers, batches of {batch}"
         ways[key] = partial(_start_transformers, checkpoint if not weights else None, name, batch, many)
     return ways
@@ -199,6 +211,13 @@ def _start_engine(*args: Any, **options: Any) -> Iterator[Way]:
         yield engine
     finally:
         engine.close()
+
+
+def _start_llava_next(folder: Path, name: str) -> AbstractContextManager[Way]:
+    plan, frames = PLANS[name], {"video": {"num_frames": models.LLAVA_NEXT_FRAMES}}
+    checkpoint = models.write_llava_next_video(folder, models.SIZES[name])
+    options = {"is_llama": False, "load_format": "dummy", "media_io_kwargs": frames}
+    return _start_engine(checkpoint, plan.many, **options, **plan.engine)
 
 
 @contextlib.contextmanager
@@ -214,6 +233,10 @@ def _start_transformers(checkpoint: Path | None, name: str, batch: int, many: in
     else:
         model = VideoLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     yield Transformers(model.eval(), batch, many)
+    if DEVICE.type == "cuda":
+        # For an engine, which has a process of its own.
+        del model
+        torch.cuda.empty_cache()
 
 
 def measure(ways: dict[str, Way], clips: NewClips, plan: Plan, rounds: int) -> Iterator[dict[str, Any]]:
@@ -258,33 +281,61 @@ def _order(ways: dict[str, Way], turn: int) -> list[str]:
 
 
 def check_answers(ways: dict[str, Way], clips: NewClips, tokens: int) -> None:
-    """Compare this package's answers with those of transformers, one by one.
+    """Compare the answers of ways with the same weights, about two videos that differ.
 
     Raises:
-        ValueError: they differ.
+        ValueError: the ways differ, or the videos get the same answer.
     """
     some = clips.take(2)
-    ours, theirs = (ways[name].answer(some, [tokens] * 2) for name in (OURS, ONE_BY_ONE))
-    if ours != theirs:
-        raise ValueError(f"This package answers {ours}, transformers {theirs}; nothing is measured.")
+    answers = {name: way.answer(some, [tokens] * 2) for name, way in ways.items()}
+    first = next(iter(answers.values()))
+    if any(other != first for other in answers.values()):
+        raise ValueError(f"The answers differ: {answers}; nothing is measured.")
+    if first[0] == first[1]:
+        raise ValueError(f"Two videos get the same answer: {first}; nothing is measured.")
 
 
 def measure_size(name: str, chosen: Sequence[str], rounds: int) -> Iterator[dict[str, Any]]:
-    """Measure the ways whose names begin with any of `chosen`, for one size of the model; yield rows."""
+    """Measure the ways whose names begin with any of `chosen`, for one size of the model; yield rows.
+
+    Raises:
+        ValueError: no way has such a name, or answers are wrong.
+    """
     torch.manual_seed(0)
     plan = PLANS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        starts = {key: start for key, start in ways_of(name, folder).items() if key.startswith(tuple(chosen))}
+        all_ways = ways_of(name, folder)
+        starts = {key: start for key, start in all_ways.items() if key.startswith(tuple(chosen))}
+        if not starts:
+            raise ValueError(f"ways is {chosen}; each must be how one of these begins: {', '.join(all_ways)}.")
         clips = NewClips(folder, *plan.clip)
         takes_turns = name not in models.WITHOUT_WEIGHTS
         groups = [starts] if takes_turns else [{key: start} for key, start in starts.items()]
         for group in groups:
-            with ExitStack() as stack:
-                ways = {key: stack.enter_context(start()) for key, start in group.items()}
-                if ways.keys() >= {OURS, ONE_BY_ONE}:
-                    check_answers(ways, clips, plan.tokens)
-                yield from measure(ways, clips, plan, rounds)
+            try:
+                yield from _measure_group(group, clips, plan, rounds)
+            except torch.OutOfMemoryError as error:
+                print(f"{', '.join(group)}: {error}", flush=True)
+
+
+def _measure_group(group: dict[str, Start], clips: NewClips, plan: Plan, rounds: int) -> Iterator[dict[str, Any]]:
+    with ExitStack() as stack:
+        ways = {key: stack.enter_context(start()) for key, start in group.items()}
+        with_same_weights = {key: way for key, way in ways.items() if key == OURS or isinstance(way, Transformers)}
+        if len(with_same_weights) > 1:
+            check_answers(with_same_weights, clips, plan.tokens)
+        yield from measure(ways, clips, plan, rounds)
+
+
+def has_torchvision() -> bool:
+    """Say whether vLLM can load LLaVA-NeXT-Video, which needs torchvision."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception:
+        # A torchvision that does not fit this torch raises errors of any kind.
+        return False
+    return True
 
 
 def check_device(size: str) -> None:
@@ -301,6 +352,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
     args = parser.parse_args()
     check_device(args.size)
+    harness.use_all_cores()
     name = "_".join([args.size, *args.ways]).replace(" ", "_")
     path = args.output / f"throughput_{name}.jsonl"
     path.unlink(missing_ok=True)

@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for where_time_goes_SIZE.jsonl")
     args = parser.parse_args()
     throughput.check_device(args.size)
+    harness.use_all_cores()
     path = args.output / f"where_time_goes_{args.size}.jsonl"
     path.unlink(missing_ok=True)
     for row in measure_size(args.size, args.rounds):

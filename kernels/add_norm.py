@@ -43,8 +43,9 @@ def add_norm(
     """
     features = hidden_states.shape[-1]
     if added.shape != hidden_states.shape:
-        check_clips(hidden_states, added.shape[-2])
-        check_shape("added", added, (1, added.shape[-2], features))
+        num_frames = added.shape[1] if added.ndim == 3 else len(hidden_states)
+        check_shape("added", added, (1, num_frames, features))
+        check_clips(hidden_states, num_frames)
     check_shape("norm_weight", norm_weight, (features,))
     check_shape("norm_bias", norm_bias, (features,))
     add = add_norm_by_triton if dispatch.takes(hidden_states) else reference.add_norm

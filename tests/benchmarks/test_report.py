@@ -1,5 +1,6 @@
 """The benchmarks' README has the tables that the committed rows give, and plots show the same numbers."""
 
+import html
 import re
 from pathlib import Path
 
@@ -10,22 +11,27 @@ from benchmarks import harness, report
 NAMES = list(report.TABLES)
 
 
-def row(case: str, way: str, metric: str, unit: str, p50: float, **tails: float) -> dict:
-    return {"case": case, "way": way, "metric": metric, "unit": unit, "p50": p50, **tails}
+def row(case: str, way: str, metric: str, unit: str, p50: float, **others: float) -> dict:
+    return {"case": case, "way": way, "metric": metric, "unit": unit, "p50": p50, **others}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readme_has_what_the_rows_say(name):
     text = report.README.read_text()
-    assert report.put_into(text, name, report.markdown(report.read_table(name))) == text
+    assert report.put_into(text, name, report.markdown(report.read_table(name)[0])) == text
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plots_show_what_the_rows_say(name):
-    table = report.read_table(name)
-    shown = re.findall(r">([^<>]+)</text>", (harness.RESULTS / f"{name}.svg").read_text())
-    for cells in table.cells:
-        assert {report.show(cells[column]) for column in table.plotted} <= set(shown)
+    table, title = report.read_table(name)
+    text = html.unescape((harness.RESULTS / f"{name}.svg").read_text())
+    shown = set(re.findall(r">([^<>]+)</text>", text))
+    assert title in shown
+    if table.is_stacked:
+        assert {name for name in table.names if not name.startswith(report.NOT_STACKED)} <= shown
+    else:
+        assert {*table.names, *(table.header[column] for column in table.plotted)} <= shown
+        assert {report.show(cells[column]) for cells in table.cells for column in table.plotted} <= shown
 
 
 def test_a_table_of_throughput():
@@ -43,7 +49,7 @@ def test_a_table_of_throughput():
 
 
 def test_a_table_of_a_server():
-    tails = {"p95": 2.0, "p99": 3.0}
+    tails = {"p95": 2.0, "p99": 3.0, "n": 40}
     rows = [
         row("start", "a", "time", "s", 9.0),
         row("new videos", "a", "time to first token", "s", 1.0, **tails),
@@ -52,7 +58,7 @@ def test_a_table_of_a_server():
         row("new videos", "a", "goodput", "1/s", 0.0),
     ]
     assert report.markdown(report.serving_table(rows)).splitlines()[2:] == [
-        "| new videos | 1.00 | 2.00 | 3.00 | 0.0100 | 2.00 | 3.00 | 5.00 | 0 |"
+        "| new videos | 40 | 1.00 | 2.00 | 3.00 | 0.0100 | 2.00 | 3.00 | 5.00 | 0 |"
     ]
 
 

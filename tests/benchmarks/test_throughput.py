@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import models, serving, throughput
+from benchmarks.clips import NewClips
 
 CLIP = (72, 1)
 
@@ -22,6 +23,42 @@ def test_a_way_is_measured_in_each_case(way):
     rows = list(throughput.measure_size("7B", [way], rounds=1))
     cases = [throughput.NEW, throughput.AGAIN, "many videos, 8 tokens each", "many videos, 1 to 15 tokens each"]
     assert [(row["way"], row["case"]) for row in rows] == [(way, case) for case in cases]
+
+
+def test_ways_with_the_same_weights_take_turns(monkeypatch):
+    eager = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8}
+    monkeypatch.setitem(throughput.PLANS, "tiny", throughput.Plan(1, 2, 8, (1, 2), CLIP, eager))
+    rows = list(throughput.measure_size("tiny", ["this package", "transformers"], rounds=1))
+    ways = [throughput.OURS, throughput.ONE_BY_ONE, "transformers, batches of 2"]
+    assert [row["way"] for row in rows] == ways * 4
+
+
+class Fixed:
+    many = 2
+
+    def __init__(self, *answers):
+        self.answers = [[answer] for answer in answers]
+
+    def answer(self, *_):
+        return self.answers
+
+
+@pytest.mark.parametrize(
+    ("ways", "sentence"),
+    [
+        ({"a": Fixed(1, 2), "b": Fixed(1, 3)}, "The answers differ"),
+        ({"a": Fixed(1, 1), "b": Fixed(1, 1)}, "Two videos get the same answer"),
+    ],
+    ids=["ways differ", "videos are ignored"],
+)
+def test_wrong_answers_are_not_measured(tmp_path, ways, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        throughput.check_answers(ways, NewClips(tmp_path, *CLIP), 1)
+
+
+def test_a_way_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="must be how one of these begins: this package, encoder graphs, LLaMA alone"):
+        next(throughput.measure_size("7B", ["llama"], rounds=1))
 
 
 def test_answers_of_mixed_length_have_the_right_mean():
