@@ -44,7 +44,7 @@ bench-media: setup
 
 # On two CPU cores, in less than 20 minutes.
 bench: setup
-	$(BENCH).throughput --size tiny --rounds 3
+	$(BENCH).throughput --size tiny --rounds 2
 	$(BENCH).throughput --size middle --rounds 3
 	$(BENCH).serving --size tiny
 	$(BENCH).where_time_goes --size middle
