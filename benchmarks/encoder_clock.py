@@ -1,4 +1,4 @@
-"""A clock for the video tower and the projector. It runs inside vLLM's worker, where the model is.
+"""Times the video tower and the projector inside vLLM's worker.
 
 `LLM.apply_model` calls `start` and `stop` there, which needs VLLM_ALLOW_INSECURE_SERIALIZATION=1.
 """

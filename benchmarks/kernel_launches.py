@@ -26,7 +26,7 @@ FRAMES = range(1, 129)
 FEATURES, NUM_HEADS, NUM_FRAMES, PATCH, SIZE = 1024, 16, 8, 14, 224
 PATCHES = (SIZE // PATCH) ** 2
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
-# Apart from real devices, whose caches Triton keeps by number.
+# Triton caches by the number of a device; no real one has this.
 NO_DEVICE = -1
 
 

@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def measure_number(index: int) -> Resources:
-    """`measure` for another process, to which a kernel cannot be sent."""
+    """Measure a case in another process, by its number, because kernels cannot be pickled."""
     return measure(cases()[index])
 
 

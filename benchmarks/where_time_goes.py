@@ -9,12 +9,12 @@ a case together:
 - decode, resize: in this process, clip after clip, because vLLM's offline interface has videos decoded one after the
   other. The decoder has as many threads as a worker's decoder would have.
 - prefill: prompts of text, as long as those with a video, are each answered with one token. Where the engine takes
-  only 8 prompts at once, 8 are timed, and 32 count four times as much.
+  only 8 prompts at once, 8 are timed, and the time is multiplied by four.
 - 32 tokens: the same prompts, which the engine now has in its cache, are each answered with 32 tokens.
 - prepare: clips that have just been asked about are read, hashed, tokenised, processed and sent to the engine again.
   Their pixels are still there, and the engine has them in its cache, so that it has little to do meanwhile.
-- transfer: from the time when a request is sent until the tower begins. Only a single video has it, because several
-  wait for each other.
+- transfer: from the time when a request is sent until the tower begins. It is measured for a single video only,
+  because several wait for each other.
 - patch embedding, tower's layers, projector: in vLLM's worker, while the whole is timed.
 - wall time: the whole; until sent: its part until the last request is sent to the engine.
 - other: what the stages leave of the wall time, or 0. Messages between processes are in it. With 32 videos, decoding
@@ -99,7 +99,7 @@ def time_answers(engine: Engine, clips: Sequence[Path]) -> Seconds:
     # All processes of a machine share this clock.
     transfer = max(0, seconds.pop(encoder_clock.BEGIN) - sent)
     engine.llm.reset_mm_cache()
-    # The last ones first, because the engine's cache may have no more.
+    # The last ones first, because the engine's prefix cache may have lost the first ones.
     begin_again, sent_again, _ = _ask(engine, clips[::-1], 1)
     return {
         PREPARE: sent_again - begin_again,

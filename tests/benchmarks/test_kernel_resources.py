@@ -1,4 +1,4 @@
-"""The kernels fit every chip, and what is compiled for one call serves any number of frames; needs no GPU."""
+"""The kernels fit every chip, and what is compiled for one call serves up to 128 frames; needs no GPU."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def test_each_kernel_is_compiled_a_few_times_at_most():
     ("over_time", "counts"), [(False, FRAMES), (True, FRAMES[NUM_FRAMES - 1 :: NUM_FRAMES])], ids=["images", "videos"]
 )
 def test_the_first_call_compiles_what_later_ones_need(over_time, counts):
-    """So a warm server compiles nothing, however many frames come at once."""
+    """So a warm server compiles nothing, at least for up to 128 frames at once."""
     first, *later = (kernel_launches.compilations(count, torch.bfloat16, over_time=over_time) for count in counts)
     for count, compilations in zip(counts[1:], later, strict=True):
         assert compilations.keys() == first.keys(), count

@@ -1,10 +1,11 @@
-"""The towers in CUDA graphs: vLLM's manager gets from them what they compute without, for every number of items.
+"""The towers in CUDA graphs: vLLM's manager returns the same embeddings with graphs as without.
 
 There is no GPU; see helpers/tape.py.
 """
 
 import pytest
 import torch
+from vllm.v1.worker import encoder_cudagraph
 from vllm.v1.worker.encoder_cudagraph import EncoderCudaGraphManager
 
 from helpers.loading import engine_config, model_loading
@@ -66,6 +67,29 @@ def test_a_graph_has_the_pixels_of_its_own_call_only(make_manager):
     again, _, _ = manager.execute(three)
     assert not torch.equal(first, alone)
     assert torch.equal(first, again)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_graphs_of_two_ranks_share_out_videos(model, make_manager, monkeypatch, count):
+    """Both ranks run here, one after the other; with one video, the second has none."""
+    managers = [make_manager(max_num_batched_tokens=512, max_num_seqs=8) for _ in range(2)]
+    inputs, sent = random_pixels("video", count), []
+    monkeypatch.setattr(encoder_cudagraph, "get_tensor_model_parallel_world_size", lambda: 2)
+
+    def run_rank(rank: int, gather) -> list[torch.Tensor]:
+        managers[rank].use_dp = True
+        monkeypatch.setattr(encoder_cudagraph, "get_tensor_model_parallel_rank", lambda: rank)
+        monkeypatch.setattr(encoder_cudagraph, "tensor_model_parallel_all_gather", gather)
+        return managers[rank].execute(inputs)
+
+    def keep(embeddings: torch.Tensor, dim: int) -> torch.Tensor:
+        sent.append(embeddings)
+        return torch.cat([embeddings, embeddings])
+
+    run_rank(1, keep)
+    embeddings = run_rank(0, lambda own, dim: torch.cat([own, sent[0]]))
+    torch.testing.assert_close(embeddings, list(model.embed_multimodal(**inputs)), atol=1e-5, rtol=1e-5)
 
 
 @torch.inference_mode()

@@ -31,6 +31,6 @@ def llm(request, checkpoint):
 
 
 def test_two_ranks_answer_as_the_original(llm, checkpoint):
-    # Three videos are not the same number for each of two ranks.
+    # Three videos cannot be divided equally between two ranks.
     reference = reference_answer(checkpoint, [pixels_of(medium) for medium in MEDIA], "What?")
     assert_same(ask(llm, MEDIA, "What?", STEPS), reference)

@@ -25,9 +25,10 @@ class EncoderGraphs(SupportsEncoderCudaGraph):
     """vLLM's interface for encoders in CUDA graphs, which `--compilation-config '{"cudagraph_mm_encoder": true}'` uses.
 
     Images and videos take two paths, each named after its modality. A batch has
-    one modality. A graph is captured for 1, 2, 4, ... items, as many as fit into
-    the scheduler's batch; vLLM replays the smallest that has room, and the rest
-    of its pixels are zeros.
+    one modality. Graphs are captured for 1, 2, 4, ... items and for the most that
+    fit into the scheduler's batch. vLLM replays the smallest with enough room and
+    fills the rest with zeros. Of a user's `encoder_cudagraph_token_budgets`, vLLM
+    takes the largest in place of the scheduler's batch.
     """
 
     config: VideoLlavaConfig
@@ -60,7 +61,7 @@ class EncoderGraphs(SupportsEncoderCudaGraph):
     def get_encoder_cudagraph_budget_range(self, vllm_config: VllmConfig) -> tuple[int, int]:
         """Return the tokens of the smallest and of the largest batch that is captured.
 
-        A video may have more tokens than the scheduler's batch; it is encoded all the same.
+        A video may have more tokens than the scheduler's batch; a graph for one is captured even then.
         """
         tokens = [self.config.tokens_per_item[modality] for modality in self.encoded_modalities()]
         return min(tokens), max(*tokens, vllm_config.scheduler_config.max_num_batched_tokens)

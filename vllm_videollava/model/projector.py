@@ -17,7 +17,7 @@ class MultiModalProjector(nn.Module):
         super().__init__()
         self.act = get_act_fn(config.projector_hidden_act)
         self.layers = nn.ModuleDict()
-        # Then each rank has its own items, and whole layers.
+        # If ranks share out the items, each has whole layers.
         whole = is_vit_use_data_parallel()
         inputs, outputs = config.image_config.hidden_size, config.text_config.hidden_size
         for index in range(config.projector_depth):

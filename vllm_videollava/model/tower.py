@@ -56,7 +56,7 @@ class LanguageBindEncoderLayer(CLIPEncoderLayer):
             )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:  # [F, N, D]
-        # What `CLIPEncoderLayer.forward` computes, with each norm in one step with the addition before it.
+        # What `CLIPEncoderLayer.forward` computes, but each addition and the norm after it are one kernel.
         if self.num_frames:
             hidden_states, normed = _add_norm(hidden_states, self.temporal_embedding, self.temporal_layer_norm1)
             hidden_states, normed = _add_norm(hidden_states, self.temporal_attn(normed)[0], self.layer_norm1)
