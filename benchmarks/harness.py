@@ -43,8 +43,12 @@ class Sample(NamedTuple):
 
 
 def use_all_cores() -> None:
-    """Let vLLM's CPU build compute with every core, as transformers does; otherwise it leaves one idle."""
+    """Let vLLM's CPU build, in the processes that it starts, compute with every core; it leaves one idle otherwise.
+
+    Its threads sleep while they wait, because an idle one would take a core from whoever works.
+    """
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 
