@@ -1,6 +1,7 @@
 """The benchmarks' README has the tables that the committed rows give, and plots show the same numbers."""
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -126,3 +127,30 @@ def test_a_plot_is_a_small_svg_with_text(tmp_path: Path, kind):
     text = (tmp_path / "x.svg").read_text()
     assert "Title" in text
     assert len(text) < 30_000
+
+
+def test_what_the_readme_says_of_the_goals():
+    rows = [json.loads(line) for line in (harness.RESULTS / "throughput_middle.jsonl").open()]
+    medians = {(row["case"], row["way"]): row["p50"] for row in rows}
+    new, again, mixed = "new video", "same video, other question", "many videos, 4 to 60 tokens each"
+    rates = {way: rate for (case, way), rate in medians.items() if case == mixed}
+    ours, alone = rates.pop("this package"), rates.pop("LLaMA alone")
+    goals = {
+        "must take no longer than with transformers. It takes": (
+            medians[new, "this package"] / medians[new, "transformers, one by one"],
+            lambda times: times <= 1,
+        ),
+        "must be answered 1.3 times as fast as by transformers' best way. They are answered": (
+            ours / max(rates.values()),
+            lambda times: times >= 1.3,
+        ),
+        "must get its first token 6 times as fast as the first one. It gets it": (
+            medians[new, "this package"] / medians[again, "this package"],
+            lambda times: times >= 6,
+        ),
+        "98 % of the rate of LLaMA alone would be the goal. It reaches": (ours / alone, lambda share: share >= 0.98),
+    }
+    text = " ".join(report.README.read_text().split())
+    for sentence, (value, is_met) in goals.items():
+        verdict = "met" if is_met(value) else "missed"
+        assert re.search(rf"{re.escape(sentence)} {value:.2f} [a-z ]+: {verdict}\.", text), (sentence, value, verdict)
