@@ -30,7 +30,7 @@ def test_ways_with_the_same_weights_take_turns(monkeypatch):
     monkeypatch.setitem(throughput.PLANS, "tiny", throughput.Plan(1, 2, 8, (1, 2), CLIP, eager))
     rows = list(throughput.measure_size("tiny", ["this package", "transformers"], rounds=1))
     ways = [throughput.OURS, throughput.ONE_BY_ONE, "transformers, batches of 2"]
-    assert [row["way"] for row in rows] == ways * 4
+    assert [row["way"] for row in rows] == ways[:2] * 2 + ways * 2
 
 
 class Fixed:
@@ -71,10 +71,9 @@ def test_a_server_is_measured_in_each_case(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.utilization", lambda: 50)
     monkeypatch.setattr("benchmarks.harness.PROVENANCE", {})
+    # It would set variables for the tests that follow.
+    monkeypatch.setattr("benchmarks.harness.use_all_cores", lambda: None)
     serving.main()
     text = (tmp_path / "serving_7B.jsonl").read_text()
-    cases = [
-        f"{what}, {who}" for who in ("2 clients", "1 client") for what in ("new videos", "new images", "one video")
-    ]
-    for case in [*cases, "new videos, 2 a second"]:
+    for case in ("new videos, 2 clients", "new images, 2 clients", "one video, 2 clients", "new videos, 2 a second"):
         assert f'"case": "{case}", "way": "this package", "metric": "GPU busy"' in text
