@@ -42,7 +42,7 @@ bench-tiny: setup
 bench-media: setup
 	.venv/bin/python -m benchmarks.media
 
-# On two CPU cores, in less than 20 minutes.
+# Takes about 20 minutes on two CPU cores.
 bench: setup
 	$(BENCH).throughput --size tiny --rounds 2
 	$(BENCH).throughput --size middle --rounds 3

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -60,6 +62,12 @@ def video_llava_config(size: Size) -> VideoLlavaConfig:
 
 WITHOUT_WEIGHTS = ("7B",)
 """Sizes whose weights would take too long to write; vLLM and transformers each draw their own."""
+
+
+def check_device(name: str) -> None:
+    """End the program if a size of the model needs a GPU and there is none."""
+    if name in WITHOUT_WEIGHTS and not torch.cuda.is_available():
+        sys.exit(f"There is no GPU: the {name} model's shape needs one.")
 
 
 def write_checkpoint(folder: Path, name: str) -> tuple[Path, dict[str, str]]:

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import io
-import sys
 import tempfile
 import threading
 import time
@@ -214,8 +213,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="time after which no further case begins")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for serving_SIZE.jsonl")
     args = parser.parse_args()
-    if args.size == "7B" and not torch.cuda.is_available():
-        sys.exit("There is no GPU: the 7B model's shape needs one.")
+    models.check_device(args.size)
     begin, load = time.monotonic(), LOADS[args.size]
     harness.use_all_cores()
     path = args.output / f"serving_{args.size}.jsonl"

@@ -233,10 +233,6 @@ def _start_transformers(checkpoint: Path | None, name: str, batch: int, many: in
     else:
         model = VideoLlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     yield Transformers(model.eval(), batch, many)
-    if DEVICE.type == "cuda":
-        # For an engine, which has a process of its own.
-        del model
-        torch.cuda.empty_cache()
 
 
 def measure(ways: dict[str, Way], clips: NewClips, plan: Plan, rounds: int) -> Iterator[dict[str, Any]]:
@@ -340,12 +336,6 @@ def has_torchvision() -> bool:
     return True
 
 
-def check_device(size: str) -> None:
-    """End the program if a size of the model needs a GPU and there is none."""
-    if size == "7B" and DEVICE.type == "cpu":
-        sys.exit("There is no GPU: the 7B model's shape needs one.")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=PLANS, default="7B", help="shape of the model")
@@ -353,7 +343,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="number of rounds")
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for throughput_SIZE.jsonl")
     args = parser.parse_args()
-    check_device(args.size)
+    models.check_device(args.size)
     harness.use_all_cores()
     name = "_".join([args.size, *args.ways]).replace(" ", "_")
     path = args.output / f"throughput_{name}.jsonl"

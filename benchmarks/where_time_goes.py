@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import encoder_clock, harness, throughput
+from benchmarks import encoder_clock, harness, models, throughput
 from benchmarks.clips import NewClips
 from benchmarks.encoder_clock import LAYERS, PATCHES, PROJECTOR
 from benchmarks.throughput import DEVICE, Engine
@@ -179,7 +179,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=harness.RESULTS, help="folder for where_time_goes_SIZE.jsonl")
     args = parser.parse_args()
-    throughput.check_device(args.size)
+    models.check_device(args.size)
     harness.use_all_cores()
     path = args.output / f"where_time_goes_{args.size}.jsonl"
     path.unlink(missing_ok=True)
