@@ -45,7 +45,7 @@ bench-media: setup
 # Takes about 20 minutes on two CPU cores.
 bench: setup
 	$(BENCH).throughput --size tiny --rounds 2
-	$(BENCH).throughput --size middle --rounds 3
+	$(BENCH).throughput --size middle --rounds 2
 	$(BENCH).serving --size tiny
 	$(BENCH).where_time_goes --size middle
 	.venv/bin/python -m benchmarks.report

@@ -42,7 +42,7 @@ class Size(NamedTuple):
 SIZES = {
     "tiny": Size(128, 2, 4, 128, 256, 4, 4, 832),
     # Two cores answer a question about a video in a few seconds. Most of the arithmetic is LLaMA's, as with 7B.
-    "middle": Size(512, 8, 1, 512, 1376, 8, 5, 32064),
+    "middle": Size(512, 8, 1, 512, 1376, 8, 4, 32064),
     "7B": Size(1024, 16, 24, 4096, 11008, 32, 32, 32064),
 }
 

@@ -12,7 +12,7 @@ tower reads 14 frames of 336 pixels, and not 8 of 224.
 Every video is a new file to every cache, and each way starts from the file; transformers gets its pixels from
 this package's decoder. vLLM's offline interface has a batch's videos decoded one after the other, each with
 several threads; for transformers, several are decoded at once. The second question about a video finds the
-video's tokens in vLLM's prefix cache; transformers computes everything again.
+video's tokens in vLLM's prefix cache; transformers would compute everything again, and is not asked.
 
 Rows go to benchmarks/results/throughput_SIZE.jsonl, or to the folder that --output names; --ways is part of the
 file's name.
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
     engine: dict[str, Any]
 
 
-_ON_CPU = Plan(3, 8, 32, (1, 8), (240, 2), {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8})
+_ON_CPU = Plan(20, 8, 32, (1, 8), (240, 2), {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8})
 PLANS = {
     "tiny": _ON_CPU,
     "middle": _ON_CPU,
@@ -92,9 +92,15 @@ def mixed_lengths(count: int, tokens: int) -> list[int]:
 
 
 class Way(Protocol):
-    """Answers questions about clips with a given number of tokens each, greedily."""
+    """Answers questions about clips with a given number of tokens each, greedily.
+
+    Attributes:
+        many: clips at once.
+        takes_single: whether single clips are timed too.
+    """
 
     many: int
+    takes_single: bool
 
     def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]: ...
 
@@ -105,7 +111,8 @@ class Engine:
     def __init__(self, folder: Path, many: int, *, is_llama: bool, **options: Any) -> None:
         from vllm import LLM
 
-        self.many, self._is_llama, self._random = many, is_llama, np.random.default_rng(0)
+        self.many, self.takes_single, self._is_llama = many, not is_llama, is_llama
+        self._random = np.random.default_rng(0)
         self.llm = LLM(str(folder), max_model_len=CONTEXT, allowed_local_media_path="/", **options)
 
     def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
@@ -144,7 +151,8 @@ class Transformers:
     """transformers' port of the model, in batches; a batch takes as long as its longest answer."""
 
     def __init__(self, model: torch.nn.Module, batch: int, many: int) -> None:
-        self.many, self._model, self._batch = many, model, batch
+        # A batch of one is the same with every size of batches.
+        self.many, self.takes_single, self._model, self._batch = many, batch == 1, model, batch
         self._mean, self._std = (torch.tensor(x, device=DEVICE).view(3, 1, 1) for x in (IMAGE_MEAN, IMAGE_STD))
 
     def answer(self, clips: Sequence[Path], lengths: Sequence[int], question: str = QUESTION) -> list[list[int]]:
@@ -260,21 +268,19 @@ def measure(ways: dict[str, Way], clips: NewClips, plan: Plan, rounds: int) -> I
 
 
 def _time_lone_clips(ways, clips: NewClips, plan: Plan, rounds: int) -> dict[str, dict[str, list[float]]]:
-    # A batch of one is the same with every size of batches.
-    ways = {name: way for name, way in ways.items() if "batches" not in name} or ways
-    samples: dict[str, dict[str, list[float]]] = {case: {name: [] for name in ways} for case in (NEW, AGAIN)}
+    ways = {name: way for name, way in ways.items() if way.takes_single}
+    samples: dict[str, dict[str, list[float]]] = {NEW: {}, AGAIN: {}}
     for turn in range(rounds * plan.lone):
         for name in _order(ways, turn):
-            clip = clips.take(1)
-            for case, question in ((NEW, QUESTION), (AGAIN, OTHER_QUESTION)):
-                samples[case][name].append(harness.seconds(partial(ways[name].answer, clip, [1], question)))
-    # Each of its prompts is new.
-    samples[AGAIN].pop(LLAMA, None)
+            clip, way = clips.take(1), ways[name]
+            questions = {NEW: QUESTION, AGAIN: OTHER_QUESTION} if isinstance(way, Engine) else {NEW: QUESTION}
+            for case, question in questions.items():
+                samples[case].setdefault(name, []).append(harness.seconds(partial(way.answer, clip, [1], question)))
     return samples
 
 
 def _order(ways: dict[str, Way], turn: int) -> list[str]:
-    first = turn % len(ways)
+    first = turn % max(1, len(ways))
     return [*ways][first:] + [*ways][:first]
 
 
