@@ -305,7 +305,8 @@ def measure_size(name: str, chosen: Sequence[str], rounds: int) -> Iterator[dict
     Raises:
         ValueError: no way has such a name, or answers are wrong.
     """
-    torch.manual_seed(0)
+    # With some other seeds, random weights answer each video alike.
+    torch.manual_seed(7)
     plan = PLANS[name]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
