@@ -42,7 +42,7 @@ bench-tiny: setup
 bench-media: setup
 	.venv/bin/python -m benchmarks.media
 
-# Takes about 20 minutes on two CPU cores.
+# Takes about 16 minutes on two CPU cores.
 bench: setup
 	$(BENCH).throughput --size tiny --rounds 2
 	$(BENCH).throughput --size middle --rounds 2
