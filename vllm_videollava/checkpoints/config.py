@@ -1,7 +1,7 @@
 """The config class for both checkpoint formats, the original's and transformers'."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,8 @@ ARCHITECTURE = "VideoLlavaForConditionalGeneration"
 """The name of the model class in vLLM and transformers."""
 TOWER_FIELDS = {"image": "mm_image_tower", "video": "mm_video_tower"}
 """The fields of the original's config.json that name the towers, by modality."""
+LOCATIONS = {"base_model", *TOWER_FIELDS.values()}
+"""What `hf_overrides` may change of a checkpoint in the original format, because it only says where weights are."""
 
 
 class VideoLlavaConfig(PreTrainedConfig):
@@ -73,22 +75,24 @@ class VideoLlavaConfig(PreTrainedConfig):
         """
         checkpoint = str(kwargs.get("name_or_path", config_dict.get("_name_or_path", "")))
         if is_original_format(config_dict):
-            config_dict = _from_original(config_dict, checkpoint) | _fields_of_fine_tune(config_dict, checkpoint)
+            config_dict = _from_original(config_dict, checkpoint, _find_base(config_dict, checkpoint))
         elif "vision_config" in config_dict:
-            config_dict = _from_transformers(config_dict) | _fields_of_fine_tune(config_dict, checkpoint)
+            config_dict = _from_transformers(config_dict) | {"base_model": _find_base(config_dict, checkpoint)}
         return super().from_dict(config_dict, **kwargs)
 
     def update(self, config_dict: dict[str, Any]) -> None:
-        """Set fields, as vLLM does with `hf_overrides`; the original's names of towers are read as in config.json.
+        """Set fields, as vLLM does with `hf_overrides`; the names of towers and of a base are read as in config.json.
 
         Raises:
             ValueError: the checkpoint cannot be served with such towers.
         """
-        towers = {name: value for name, value in config_dict.items() if name in TOWER_FIELDS.values()}
-        if towers and self.original_values:
-            fields = _from_original(self.original_values | towers, self.name_or_path)
-            super().update(fields)
-            config_dict = {name: value for name, value in config_dict.items() if name not in towers}
+        if base := config_dict.get("base_model"):
+            config_dict = config_dict | {"base_model": locate_base(str(base), self.name_or_path)}
+        if self.original_values and config_dict.keys() & LOCATIONS:
+            towers = {name: config_dict[name] for name in TOWER_FIELDS.values() if name in config_dict}
+            base = config_dict.get("base_model", self.base_model)
+            super().update(_from_original(self.original_values | towers, self.name_or_path, base))
+            config_dict = {name: value for name, value in config_dict.items() if name not in LOCATIONS}
         super().update(config_dict)
 
     @property
@@ -145,6 +149,8 @@ def check_config(config: VideoLlavaConfig, checkpoint: str) -> None:
     fine_tune = find_fine_tune(checkpoint, config.original_values or {})
     if fine_tune:
         check_fine_tune(checkpoint, fine_tune.files, config.base_model)
+    elif config.base_model:
+        raise ValueError(f"hf_overrides has base_model, but {checkpoint} has a whole model; leave it out.")
     for folder in (checkpoint, config.base_model):
         if folder and Path(folder).is_dir():
             check_whole_model(Path(folder))
@@ -157,7 +163,7 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
         ValueError: an override changes what the weights mean, or has no effect.
     """
     for name in overrides if isinstance(overrides, Mapping) else ():
-        if name in {"base_model", *TOWER_FIELDS.values()} and config.original_values:
+        if name == "base_model" or (name in LOCATIONS and config.original_values):
             continue
         if name.startswith("mm_") or name in _names_of_architecture():
             raise ValueError(f"hf_overrides cannot change {shorten(name)}, which the weights determine; leave it out.")
@@ -184,7 +190,12 @@ def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
     return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
 
 
-def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+def _find_base(values: dict[str, Any], checkpoint: str) -> str | None:
+    fine_tune = find_fine_tune(checkpoint, values)
+    return locate_base(fine_tune.base, checkpoint) if fine_tune and fine_tune.base else None
+
+
+def _from_original(values: dict[str, Any], checkpoint: str, base: str | None) -> dict[str, Any]:
     if values.get("mm_use_im_start_end"):
         raise ValueError(
             "mm_use_im_start_end is true; it must be false, because start and end tokens are not supported."
@@ -193,14 +204,16 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     if feature not in ("patch", "cls_patch"):
         raise ValueError(f"mm_vision_select_feature is {feature!r}; it must be 'patch' or 'cls_patch'.")
     try:
-        image_source, image_config = _original_tower(values, TOWER_FIELDS["image"], checkpoint)
-        video_source, video_config = _original_tower(values, TOWER_FIELDS["video"], checkpoint)
+        folders = [checkpoint, *([base] if base else [])]
+        image_source, image_config = _original_tower(values, TOWER_FIELDS["image"], folders)
+        video_source, video_config = _original_tower(values, TOWER_FIELDS["video"], folders)
     except ValueError as error:
         # Until `hf_overrides` are applied, it is too early to refuse the checkpoint.
         return {
             "text_config": LlamaConfig(**_llama_fields(values)),
             "original_values": values,
             "tower_fault": str(error),
+            "base_model": base,
         }
     layer = values.get("mm_vision_select_layer", -2)
     _check_layer("mm_vision_select_layer", layer, image_config, video_config)
@@ -224,20 +237,15 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         "video_tower_source": video_source,
         "original_values": values,
         "tower_fault": None,
+        "base_model": base,
     }
 
 
-def _fields_of_fine_tune(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    fine_tune = find_fine_tune(checkpoint, values)
-    base = fine_tune and fine_tune.base
-    return {"base_model": locate_base(base, checkpoint)} if base else {}
-
-
-def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tuple[str, TowerConfig]:
+def _original_tower(values: dict[str, Any], field: str, folders: Sequence[str]) -> tuple[str, TowerConfig]:
     name = values.get(field)
     if not isinstance(name, str):
         raise ValueError(f"{field} is {_show(name)}; it must name a LanguageBind tower.")
-    location = locate_tower(name, checkpoint)
+    location = locate_tower(name, folders)
     return location, read_tower_config(field, location)
 
 

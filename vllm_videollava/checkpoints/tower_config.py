@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -53,25 +54,28 @@ def tower_config(values: dict[str, Any]) -> TowerConfig:
     return TowerConfig(**{name: value for name, value in values.items() if name in known})
 
 
-def locate_tower(name: str, checkpoint: str) -> str:
-    """Return the folder or repository that `name` in the config of `checkpoint` refers to.
+def locate_tower(name: str, folders: Sequence[str]) -> str:
+    """Return the folder or repository that a tower's name in a checkpoint's config refers to.
 
-    A folder's path is absolute or relative to the checkpoint's folder. A path
-    that does not exist here, such as one of the trainer's machine, stands for
-    the folder beside the weights, or else for the published repository, that
-    has the same name. Any other name is that of a repository.
+    A folder's path is absolute, or relative to the checkpoint or to its base.
+    A path that does not exist here, such as one of the trainer's machine,
+    stands for the folder beside the weights that has the same name, or else
+    for the published repository. Any other name is that of a repository.
+
+    Args:
+        name: of the tower.
+        folders: the checkpoint and, if it is a fine-tune, its base.
     """
-    folder = Path(checkpoint) / name
-    if folder.is_dir():
-        return str(folder)
-    if cached := re.search(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)", name):
-        name = f"{cached[1]}/{cached[2]}"
-    last = Path(name).name
-    if (beside := Path(checkpoint) / last).is_dir() and last:
-        return str(beside)
-    is_path = name.startswith(("/", ".", "~")) or name.count("/") != 1
-    published = next((repository for repository in _OFFICIAL_SHAPES if Path(repository).name == last), None)
-    return published if is_path and published else name
+    cached = re.search(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)", name)
+    repository = f"{cached[1]}/{cached[2]}" if cached else name
+    is_repository = repository.count("/") == 1 and not repository.startswith(("/", ".", "~"))
+    last = Path(repository).name
+    for place in (name,) if is_repository else (name, last):
+        for folder in folders:
+            if place and (path := Path(folder) / place).is_dir():
+                return str(path)
+    published = {Path(official).name: official for official in _OFFICIAL_SHAPES}
+    return repository if is_repository else published.get(last, name)
 
 
 def read_tower_config(field: str, location: str) -> TowerConfig:
