@@ -14,7 +14,7 @@ import vllm_videollava
 from helpers.checkpoints import change_config, copy_checkpoint, write_transformers_checkpoint
 from helpers.random_checkpoint import CONFIG, TOWER
 from training.original_format import write_json
-from vllm_videollava.checkpoints.config import ARCHITECTURE, VideoLlavaConfig
+from vllm_videollava.checkpoints.config import ARCHITECTURE, VideoLlavaConfig, check_config
 
 # config.json of LanguageBind/Video-LLaVA-7B, as far as it matters.
 OFFICIAL = {
@@ -58,6 +58,13 @@ def _registered():
 @pytest.fixture
 def folder(checkpoint, tmp_path):
     return copy_checkpoint(checkpoint, tmp_path / "checkpoint")
+
+
+def read_config(folder) -> VideoLlavaConfig:
+    """Read a checkpoint's config, as vLLM does when there are no `hf_overrides`."""
+    config = AutoConfig.from_pretrained(folder)
+    check_config(config, str(folder))
+    return config
 
 
 def test_the_official_checkpoint_needs_no_network(tmp_path):
@@ -138,7 +145,7 @@ REFUSED = {
 @pytest.mark.parametrize(("values", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_served_is_refused(folder, values, message):
     with pytest.raises(ValueError, match=message) as error:
-        AutoConfig.from_pretrained(change_config(folder, **values))
+        read_config(change_config(folder, **values))
     assert str(error.value).count(". ") == 0
 
 
@@ -147,7 +154,7 @@ def test_a_tower_that_is_no_languagebind_tower_is_refused(folder, tmp_path):
     with pytest.raises(
         ValueError, match=r"LanguageBind tower: in its config\.json, model_type is 'clip_vision_model'\.$"
     ):
-        AutoConfig.from_pretrained(change_config(folder, mm_video_tower=str(tmp_path / "clip")))
+        read_config(change_config(folder, mm_video_tower=str(tmp_path / "clip")))
 
 
 def test_the_engine_refuses_with_the_same_sentence(folder):

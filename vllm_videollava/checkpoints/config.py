@@ -204,17 +204,26 @@ def _from_original(values: dict[str, Any], checkpoint: str, base: str | None) ->
     if feature not in ("patch", "cls_patch"):
         raise ValueError(f"mm_vision_select_feature is {feature!r}; it must be 'patch' or 'cls_patch'.")
     try:
-        folders = [checkpoint, *([base] if base else [])]
-        image_source, image_config = _original_tower(values, TOWER_FIELDS["image"], folders)
-        video_source, video_config = _original_tower(values, TOWER_FIELDS["video"], folders)
+        towers = _read_towers(values, [checkpoint, *([base] if base else [])])
     except ValueError as error:
         # Until `hf_overrides` are applied, it is too early to refuse the checkpoint.
-        return {
-            "text_config": LlamaConfig(**_llama_fields(values)),
-            "original_values": values,
-            "tower_fault": str(error),
-            "base_model": base,
-        }
+        towers = {"tower_fault": str(error)}
+    return {
+        **_shared_fields(values),
+        "text_config": LlamaConfig(**_llama_fields(values)),
+        "image_keeps_cls": feature == "cls_patch",
+        "projector_depth": _original_projector_depth(values.get("mm_projector_type", "linear")),
+        "tie_word_embeddings": values.get("tie_word_embeddings", False),
+        "original_values": values,
+        "base_model": base,
+        "tower_fault": None,
+        **towers,
+    }
+
+
+def _read_towers(values: dict[str, Any], folders: Sequence[str]) -> dict[str, Any]:
+    image_source, image_config = _original_tower(values, TOWER_FIELDS["image"], folders)
+    video_source, video_config = _original_tower(values, TOWER_FIELDS["video"], folders)
     layer = values.get("mm_vision_select_layer", -2)
     _check_layer("mm_vision_select_layer", layer, image_config, video_config)
     hidden_sizes = {image_config.hidden_size, video_config.hidden_size, values.get("mm_hidden_size")} - {None}
@@ -224,20 +233,12 @@ def _from_original(values: dict[str, Any], checkpoint: str, base: str | None) ->
             f"features and the video tower {video_config.hidden_size}; they must be equal."
         )
     return {
-        **_shared_fields(values),
-        "text_config": LlamaConfig(**_llama_fields(values)),
         "image_config": image_config,
         "video_config": video_config,
         "vision_feature_layer": layer,
-        "image_keeps_cls": feature == "cls_patch",
-        "projector_depth": _original_projector_depth(values.get("mm_projector_type", "linear")),
         "num_frames": video_config.num_frames,
-        "tie_word_embeddings": values.get("tie_word_embeddings", False),
         "image_tower_source": image_source,
         "video_tower_source": video_source,
-        "original_values": values,
-        "tower_fault": None,
-        "base_model": base,
     }
 
 

@@ -48,14 +48,12 @@ def merge(weights: Weights, adapter: AdapterConfig | None) -> Iterator[tuple[str
     """
     own, base = _take_own(iter(weights))
     replacements, factors = split_own(own, adapter)
-    yield from replacements.values()
     unused = set(factors)
-    for name, tensor in base:
+    kept = (pair for pair in base if canonical(pair[0].removeprefix(BASE)) not in replacements)
+    # PEFT saves an adapted embedding together with its factors.
+    for name, tensor in itertools.chain(replacements.values(), kept):
         name = name.removeprefix(BASE)
-        known = canonical(name)
-        if known in replacements:
-            continue
-        if known in factors:
+        if (known := canonical(name)) in factors:
             unused.discard(known)
             tensor = add(name, tensor, factors[known])
         yield name, tensor
