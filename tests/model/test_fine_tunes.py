@@ -108,7 +108,13 @@ def test_what_lies_beside_a_whole_model_is_not_read(load, checkpoint, tmp_path, 
     if not safetensors:
         torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
         (copy / "model.safetensors").unlink()
-    for name in ("mm_projector.bin", "non_lora_trainables.bin", "training_args.bin", "optimizer.pt", "consolidated.pth"):
+    for name in (
+        "mm_projector.bin",
+        "non_lora_trainables.bin",
+        "training_args.bin",
+        "optimizer.pt",
+        "consolidated.pth",
+    ):
         torch.save({"model.mm_projector.0.weight": torch.zeros(1)}, copy / name)
     save_file({"stale": torch.zeros(1)}, copy / "adapter_old.safetensors")
     (copy / "checkpoint-10").mkdir()

@@ -144,13 +144,13 @@ def check_config(config: VideoLlavaConfig, checkpoint: str) -> None:
     Raises:
         ValueError: its towers or its base cannot be found, or a file is missing or damaged.
     """
-    if config.tower_fault:
-        raise ValueError(config.tower_fault)
     fine_tune = find_fine_tune(checkpoint, config.original_values or {})
     if fine_tune:
         check_fine_tune(checkpoint, fine_tune.files, config.base_model)
     elif config.base_model:
         raise ValueError(f"hf_overrides has base_model, but {checkpoint} has a whole model; leave it out.")
+    if config.tower_fault:
+        raise ValueError(config.tower_fault)
     for folder in (checkpoint, config.base_model):
         if folder and Path(folder).is_dir():
             check_whole_model(Path(folder))
