@@ -11,13 +11,20 @@ import pytest
 import torch
 import vllm
 from vllm.config import ParallelConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.llm import LLM
+from vllm.entrypoints.openai.models import serving
+from vllm.lora.ops.torch_ops import lora_ops
+from vllm.lora.punica_wrapper import punica_cpu
 from vllm.model_executor.models.utils import _merge_multimodal_embeddings
+from vllm.multimodal import registry
 from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.input_processor import InputProcessor
 
 from helpers.paths import ROOT
+from vllm_videollava.compat import skip_rows_without_adapter
+from vllm_videollava.plugin import VideoLlavaEngineDefaults
 
 RENDERING = ("render_chat", "render_chat_async", "render_cmpl", "render_cmpl_async")
 
@@ -78,3 +85,41 @@ def test_the_engine_still_dies_of_a_bad_request():
 def test_the_wrapped_method_still_has_its_arguments():
     process_inputs = inspect.unwrap(InputProcessor.process_inputs)
     assert [*inspect.signature(process_inputs).parameters][:3] == ["self", "request_id", "prompt"]
+
+
+@pytest.mark.parametrize("name", ["bgmv_expand", "bgmv_expand_slice"])
+def test_the_cpu_build_still_takes_no_adapter_for_the_last_one(name):
+    """When this fails, `skip_rows_without_adapter` can go: see vllm-project/vllm#48421."""
+    inputs, weights, indices = torch.ones(2, 1), torch.ones(1, 1, 3, 1), torch.tensor([0, -1])
+    place = (0, 3) if name == "bgmv_expand_slice" else ()
+    given, skipped = torch.zeros(2, 3), torch.zeros(2, 3)
+    operator = inspect.unwrap(getattr(lora_ops, name))
+    operator(inputs, weights, given, indices, *place, add_inputs=True)
+    assert given.tolist() == [[1, 1, 1], [1, 1, 1]]
+    skip_rows_without_adapter()
+    getattr(punica_cpu, name)(inputs, weights, skipped, indices, *place, add_inputs=True)
+    assert skipped.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_the_tokenizer_is_still_loaded_before_a_model_may_name_another(monkeypatch, checkpoint):
+    """When this fails, `prepare_model_configs` can go."""
+    order = []
+    cached = registry.cached_tokenizer_from_config
+    monkeypatch.setattr(
+        registry, "cached_tokenizer_from_config", lambda config: order.append("loaded") or cached(config)
+    )
+    verify = VideoLlavaEngineDefaults.verify_and_update_model_config
+    monkeypatch.setattr(
+        VideoLlavaEngineDefaults,
+        "verify_and_update_model_config",
+        staticmethod(lambda config: order.append("verified") or verify(config)),
+    )
+    EngineArgs(model=str(checkpoint)).create_model_config()
+    assert order[0] == "loaded"
+
+
+def test_a_model_still_cannot_refuse_an_adapter():
+    """When this fails, `check_all_adapters` may be able to go."""
+    load = inspect.getsource(inspect.unwrap(serving.OpenAIServingModels.load_lora_adapter))
+    assert "INTERNAL_SERVER_ERROR" in load
+    assert "renderer" not in load

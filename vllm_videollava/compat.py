@@ -3,14 +3,14 @@
 import functools
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
 
 
 def name_cpu_distribution() -> None:
@@ -145,3 +145,79 @@ def check_all_engine_requests(renderer_class: type) -> None:
         return request
 
     InputProcessor.process_inputs = check_and_process_inputs
+
+
+def check_all_adapters(renderer_class: type) -> None:
+    """Let renderers of a class check each LoRA adapter that a server is told to load, at start or later.
+
+    Their method `check_adapter` gets the adapter's path. Its `ValueError` is
+    answered with status 400, and ends a server that starts.
+
+    vLLM (0.29 to 0.33) has no hook that sees the path before the engine does,
+    and answers with status 500 when the engine cannot load it; no issue about
+    this was found. Remove when a model can refuse an adapter.
+    """
+    from vllm.entrypoints.openai.models import serving
+
+    load = serving.OpenAIServingModels.load_lora_adapter
+    if hasattr(load, "__wrapped__"):
+        return
+
+    @functools.wraps(load)
+    async def check_and_load(self, request, *args, **kwargs):
+        renderer = self.engine_client.renderer
+        if isinstance(renderer, renderer_class):
+            try:
+                renderer.check_adapter(request.lora_path)
+            except ValueError as error:
+                return serving.create_error_response(str(error))
+        return await load(self, request, *args, **kwargs)
+
+    serving.OpenAIServingModels.load_lora_adapter = check_and_load
+
+
+def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
+    """Have `prepare` called with each model's config before vLLM looks for the model's tokenizer.
+
+    vLLM (0.29 to 0.33) calls `verify_and_update_model_config`, which may name
+    another tokenizer, only after it has loaded the tokenizer for the first
+    time; no issue about this was found. Remove when it calls it before.
+    """
+    from vllm.multimodal.registry import MultiModalRegistry
+
+    get_processing_info = MultiModalRegistry.get_processing_info
+
+    @functools.wraps(get_processing_info)
+    def prepare_and_get(self, model_config, *args, **kwargs):
+        prepare(model_config)
+        return get_processing_info(self, model_config, *args, **kwargs)
+
+    MultiModalRegistry.get_processing_info = prepare_and_get
+
+
+def skip_rows_without_adapter() -> None:
+    """Keep vLLM's CPU build from adding an adapter's product to requests that have none.
+
+    Its operators (0.29 to 0.33) take the index -1, which means no adapter, for
+    the last one (vllm-project/vllm#48421). Remove when they skip such rows.
+    """
+    from vllm.lora.ops import torch_ops
+    from vllm.lora.ops.torch_ops import lora_ops
+    from vllm.lora.punica_wrapper import punica_cpu
+
+    for name in ("bgmv_expand", "bgmv_expand_slice"):
+        operator = getattr(lora_ops, name)
+        if hasattr(operator, "__wrapped__"):
+            return
+        skipping = _skipping_rows(operator)
+        for module in (lora_ops, torch_ops, punica_cpu):
+            setattr(module, name, skipping)
+
+
+def _skipping_rows(operator: Callable) -> Callable:
+    @functools.wraps(operator)
+    def expand(inputs, lora_b_weights, output_tensor, lora_indices_tensor, *args, **kwargs):
+        inputs = inputs.masked_fill((lora_indices_tensor == -1).unsqueeze(1), 0)
+        return operator(inputs, lora_b_weights, output_tensor, lora_indices_tensor, *args, **kwargs)
+
+    return expand

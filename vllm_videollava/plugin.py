@@ -11,6 +11,7 @@ from vllm.tokenizers.registry import TokenizerRegistry
 from vllm_videollava.checkpoints import config
 from vllm_videollava.checkpoints.config import ARCHITECTURE, check_config, check_overrides
 from vllm_videollava.checkpoints.weight_files import find_file
+from vllm_videollava.compat import prepare_model_configs
 from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.media import connector
 from vllm_videollava.media.options import check_media_io_kwargs, check_mm_processor_kwargs
@@ -37,7 +38,6 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         _check_frontend(model_config)
         check_overrides(model_config.hf_config, model_config.hf_overrides)
         check_config(model_config.hf_config, model_config.model)
-        _read_from_base(model_config)
         check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
         check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
         os.environ["VLLM_MEDIA_CONNECTOR"] = connector.NAME
@@ -46,6 +46,8 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
 
 def _read_from_base(model_config) -> None:
     """Take the tokenizer and the generation config from a fine-tune's base, if the fine-tune comes without them."""
+    if not isinstance(model_config.hf_config, config.VideoLlavaConfig):
+        return
     folder, base = model_config.model, model_config.hf_config.base_model
     if base is None:
         return
@@ -82,6 +84,7 @@ def register() -> None:
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
         return
     config.register()
+    prepare_model_configs(_read_from_base)
     MODELS_CONFIG_MAP[ARCHITECTURE] = VideoLlavaEngineDefaults
     TokenizerRegistry.register(TOKENIZER_MODE, "vllm_videollava.text.tokenizer", "VideoLlavaTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.rendering.renderer", "VideoLlavaRenderer")

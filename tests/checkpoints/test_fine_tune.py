@@ -234,7 +234,7 @@ def test_a_tokenizer_of_its_own_or_of_a_flag_is_used(lora, checkpoint, whole):
 
 
 def test_a_base_for_a_whole_model_has_no_effect_and_is_refused(whole, checkpoint):
-    with pytest.raises(ValueError, match="hf_overrides has base_model, but .* has a whole model; leave it out"):
+    with pytest.raises(ValueError, match=r"hf_overrides has base_model, but .* has a whole model; leave it out"):
         read_config(whole, base_model=str(checkpoint))
 
 

@@ -34,10 +34,19 @@ def ask(llm, media: list[Medium], question: str, steps: int, **options) -> Answe
     """Ask by `LLM.chat`, media first, and answer greedily in `steps` tokens."""
     from vllm import SamplingParams
 
-    content = [*map(_part, media), {"type": "text", "text": question}]
     params = SamplingParams(temperature=0, max_tokens=steps, logprobs=1, ignore_eos=True)
-    outputs = llm.chat([{"role": "user", "content": content}], params, use_tqdm=False, **options)
-    output = outputs[0].outputs[0]
+    outputs = llm.chat([{"role": "user", "content": parts(media, question)}], params, use_tqdm=False, **options)
+    return answer_of(outputs[0])
+
+
+def parts(media: list[Medium], question: str) -> list[dict]:
+    """Return the parts of a message, media first."""
+    return [*map(_part, media), {"type": "text", "text": question}]
+
+
+def answer_of(request_output) -> Answer:
+    """Return the answer in vLLM's output for a request with `logprobs=1`."""
+    output = request_output.outputs[0]
     logprobs = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
     return list(output.token_ids), logprobs
 

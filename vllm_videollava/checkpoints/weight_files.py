@@ -53,24 +53,31 @@ def whole_model_pattern(folder: Path) -> str | None:
     return "pytorch_model.bin" if (folder / "pytorch_model.bin").exists() else None
 
 
+def whole_model_files(checkpoint: str) -> list[Path]:
+    """Return the files of a whole model that an index or their own names tell; a repository's may be downloaded.
+
+    Raises:
+        ValueError: an index is damaged, or a file that it names is missing.
+    """
+    for name, only in zip(INDEXES, ("model.safetensors", "pytorch_model.bin"), strict=True):
+        if index := find_file(checkpoint, name):
+            files = {shard: find_file(checkpoint, shard) for shard in sorted(_named_by(index))}
+            if missing := [shard for shard, path in files.items() if path is None]:
+                raise ValueError(f"{index} names {missing[0]}, which is missing from the folder.")
+            return [*files.values()]
+        if file := find_file(checkpoint, only):
+            return [file]
+    return []
+
+
 def check_whole_model(folder: Path) -> None:
     """Check the files of a whole model, if the folder has one.
 
     Raises:
         ValueError: an index or a file is damaged, or a file is missing.
     """
-    for name in INDEXES:
-        index = folder / name
-        if index.exists():
-            for shard in sorted(_named_by(index)):
-                if not (folder / shard).exists():
-                    raise ValueError(f"{index} names {shard}, which is missing from the folder.")
-                check_file(folder / shard)
-            return
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            check_file(folder / name)
-            return
+    for file in whole_model_files(str(folder)):
+        check_file(file)
 
 
 def _named_by(index: Path) -> set[str]:

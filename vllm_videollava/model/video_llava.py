@@ -20,11 +20,13 @@ from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.model_executor.models.vision import is_vit_use_data_parallel, run_dp_sharded_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 from vllm.utils.tensor_schema import TensorSchema, TensorShape
 
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
+from vllm_videollava.compat import skip_rows_without_adapter
 from vllm_videollava.model.encoder_graphs import EncoderGraphs
 from vllm_videollava.model.files import CheckpointFiles
 from vllm_videollava.model.merging import merge
@@ -74,6 +76,7 @@ class VideoLlavaForConditionalGeneration(
     nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant, EncoderGraphs
 ):
     supports_encoder_tp_data = True
+    supports_tower_connector_lora = True
     # Pixels are normalised by the patch embedding.
     supports_mm_device_do_normalize = True
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
@@ -107,6 +110,8 @@ class VideoLlavaForConditionalGeneration(
                 architectures=["LlamaForCausalLM"],
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        if vllm_config.lora_config and current_platform.is_cpu():
+            skip_rows_without_adapter()
         self._files = CheckpointFiles(vllm_config.model_config)
         self._weights_loader = StrictWeightsLoader(self, self.num_layers)
         # Weights that are drawn at random may be replaced part by part.
@@ -202,6 +207,16 @@ class VideoLlavaForConditionalGeneration(
     def _lacks_tower(self, name: str) -> bool:
         tower = getattr(self, name)
         return isinstance(tower, LanguageBindTower) and not self._weights_loader.has_seen(f"{name}.")
+
+    def get_mm_lora_token_counts(
+        self, *, modality: str, mm_kwargs: object | None, num_mm_embeds: int
+    ) -> tuple[int, int | None]:
+        """Return how many rows the tower's and the projector's linear layers compute for so many embeddings."""
+        if modality == "video" or self.config.image_keeps_cls:
+            return num_mm_embeds, num_mm_embeds
+        # The tower's CLS is dropped before the projector.
+        images = -(-num_mm_embeds // self.config.tokens_per_image)
+        return images * self.config.image_config.num_positions, num_mm_embeds
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(

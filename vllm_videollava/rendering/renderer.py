@@ -12,6 +12,7 @@ from vllm.renderers.hf import HfRenderer
 from vllm_videollava.compat import (
     TruncatingRenderer,
     api_process_count,
+    check_all_adapters,
     check_all_engine_requests,
     current_requests,
 )
@@ -19,6 +20,7 @@ from vllm_videollava.decoding.pool import shared_pool
 from vllm_videollava.media.connector import add_engine, media_become, remove_engine
 from vllm_videollava.media.io import check_decoding
 from vllm_videollava.media.options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
+from vllm_videollava.rendering.adapters import AdapterGate
 from vllm_videollava.rendering.engine_gate import check_engine_input, check_engine_request, hash_pixels
 from vllm_videollava.rendering.error_places import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.rendering.lengths import PromptLengths, check_length
@@ -44,7 +46,9 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         self._hf_config = config.model_config.hf_config
         self._mm_config = config.model_config.multimodal_config
         self._runs_v2 = config.use_v2_model_runner
+        self._adapter_gate = AdapterGate(config)
         check_all_engine_requests(VideoLlavaRenderer)
+        check_all_adapters(VideoLlavaRenderer)
         add_engine(self._mm_config.media_io_kwargs, self._hf_config.pixel_format)
         limit_token_ids(self.get_tokenizer(), self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
@@ -156,6 +160,16 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         """
         with _raising_vllm_errors():
             check_engine_request(request, runs_v2=self._runs_v2)
+            if request.lora_request is not None:
+                self._adapter_gate.check(request.lora_request.lora_path)
+
+    def check_adapter(self, path: str) -> None:
+        """Check an adapter that a server is told to load.
+
+        Raises:
+            ValueError: the engine could not load it, or it would answer wrongly.
+        """
+        self._adapter_gate.check(path, again=True)
 
 
 @contextmanager

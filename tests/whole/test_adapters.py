@@ -1,0 +1,125 @@
+"""An adapter answers alike as a served folder, on two ranks, and swapped in, and requests with several do not mix."""
+
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from vllm.exceptions import VLLMValidationError
+
+from helpers.asking import answer_of, ask, clip, parts, picture
+from helpers.fine_tunes import change_adapter_config, write_lora
+from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+
+MEDIA = [clip(1), picture(2)]
+QUESTION = "What does the video show?"
+
+
+@pytest.fixture(scope="module")
+def tuned(checkpoint, tmp_path_factory):
+    """Fine-tunes: one with its own projector, and two with the base's."""
+    root = tmp_path_factory.mktemp("tuned")
+    return {
+        "own projector": write_lora(root / "own", checkpoint, lora_alpha=8),
+        "a": write_lora(root / "a", checkpoint, seed=1, projector=False, lora_alpha=8),
+        "b": write_lora(root / "b", checkpoint, seed=2, projector=False, use_rslora=True),
+    }
+
+
+def run(folder, **options):
+    from vllm import LLM
+
+    return LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=1024, **options)
+
+
+def reference(folder):
+    return reference_answer(folder, [pixels_of(medium) for medium in MEDIA], QUESTION)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_served_folder_answers_as_the_original_with_the_merged_checkpoint(tuned, ranks, monkeypatch):
+    if ranks > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+    llm = run(tuned["own projector"].folder, tensor_parallel_size=ranks)
+    try:
+        assert_same(ask(llm, MEDIA, QUESTION, STEPS), reference(tuned["own projector"].whole))
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture(scope="module")
+def swapping(checkpoint):
+    llm = run(checkpoint, enable_lora=True, max_loras=2, max_lora_rank=8)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+def swap_in(tuned, name: str):
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(name, list(tuned).index(name) + 1, str(tuned[name].folder))
+
+
+def test_adapters_and_the_base_in_one_batch_do_not_mix(swapping, tuned, checkpoint):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=1, ignore_eos=True)
+    names = ["a", None, "b", "b", "a", None]
+    chats = [[{"role": "user", "content": parts(MEDIA, QUESTION)}] for _ in names]
+    requests = [name and swap_in(tuned, name) for name in names]
+    outputs = swapping.chat(chats, params, lora_request=requests, use_tqdm=False)
+    for name, output in zip(names, outputs, strict=True):
+        assert_same(answer_of(output), reference(tuned[name].whole if name else checkpoint))
+
+
+def test_swapped_in_and_merged_agree_closely(swapping, tuned):
+    ours = ask(swapping, MEDIA, QUESTION, STEPS, lora_request=swap_in(tuned, "b"))
+    llm = run(tuned["b"].folder)
+    try:
+        merged = ask(llm, MEDIA, QUESTION, STEPS)
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+    assert ours[0] == merged[0]
+    assert ours[1] == pytest.approx(merged[1], abs=1e-4)
+
+
+def test_a_projector_that_cannot_be_swapped_is_refused(swapping, tuned):
+    folder = re.escape(str(tuned["own projector"].folder))
+    with pytest.raises(
+        ValueError, match=rf"another projector than the served model.* serve the folder itself.*{folder}"
+    ):
+        ask(swapping, MEDIA, QUESTION, STEPS, lora_request=swap_in(tuned, "own projector"))
+    ask(swapping, MEDIA, QUESTION, 1)
+
+
+def test_the_served_projector_is_accepted(swapping, tuned, checkpoint, tmp_path):
+    from vllm.lora.request import LoRARequest
+
+    folder = shutil.copytree(tuned["a"].folder, tmp_path / "a")
+    projector = {name: x for name, x in load_file(checkpoint / "model.safetensors").items() if "mm_projector" in name}
+    # As training in bfloat16 saves it.
+    own = {f"base_model.model.{name}": tensor.bfloat16() for name, tensor in projector.items()}
+    torch.save(own, folder / "non_lora_trainables.bin")
+    assert_same(
+        ask(swapping, MEDIA, QUESTION, STEPS, lora_request=LoRARequest("copy", 9, str(folder))),
+        reference(tuned["a"].whole),
+    )
+
+
+REFUSED = {
+    "rank": ({"r": 64}, "has rank 64; start the server with --max-lora-rank 64"),
+    "kind": ({"use_dora": True}, "use_dora is True; adapters that use it are not supported"),
+}
+
+
+@pytest.mark.parametrize(("values", "sentence"), REFUSED.values(), ids=REFUSED)
+def test_an_adapter_that_the_engine_would_die_of_is_refused(swapping, tuned, tmp_path, values, sentence):
+    from vllm.lora.request import LoRARequest
+
+    folder = change_adapter_config(shutil.copytree(tuned["a"].folder, tmp_path / "a"), **values)
+    with pytest.raises(VLLMValidationError, match=re.escape(sentence)):
+        ask(swapping, MEDIA, QUESTION, 1, lora_request=LoRARequest("bad", 8, str(folder)))
+    ask(swapping, MEDIA, QUESTION, 1)
