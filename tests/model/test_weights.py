@@ -249,3 +249,14 @@ def test_a_surplus_tensor_is_named(load, copy, name):
     change_tensors(copy, lambda tensors: tensors.update({name: torch.ones(2, 2)}))
     with pytest.raises(ValueError, match=r"does not use.*" + re.escape(name)):
         load(copy)
+
+
+@pytest.mark.parametrize("options", [{}, {"load_format": "dummy"}])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.language_model.norm.weight"])
+def test_weights_may_come_part_by_part(load, checkpoint, options, name):
+    model = load(checkpoint, **options)
+    weight = torch.full((128,), 3.0)
+    assert model.load_weights([(name, weight)]) == {"language_model.model.norm.weight"}
+    torch.testing.assert_close(model.language_model.model.norm.weight.data, weight, atol=0, rtol=0)
+    with pytest.raises(ValueError, match=r"tensors that this model does not use: model\.depth"):
+        model.load_weights([("model.depth", weight)])

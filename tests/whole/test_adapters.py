@@ -89,7 +89,7 @@ def test_swapped_in_and_merged_agree_closely(swapping, tuned):
 def test_a_projector_that_cannot_be_swapped_is_refused(swapping, tuned):
     folder = re.escape(str(tuned["own projector"].folder))
     with pytest.raises(
-        ValueError, match=rf"another projector than the served model.* serve the folder itself.*{folder}"
+        VLLMValidationError, match=rf"another projector than the served model.* serve the folder itself.*{folder}"
     ):
         ask(swapping, MEDIA, QUESTION, STEPS, lora_request=swap_in(tuned, "own projector"))
     ask(swapping, MEDIA, QUESTION, 1)

@@ -1,0 +1,55 @@
+"""A checkpoint's weights that come again fill the model, those of towers elsewhere included."""
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from helpers.asking import ask, clip, picture
+from helpers.checkpoints import copy_checkpoint
+from helpers.fine_tunes import write_lora
+from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+
+MEDIA = [clip(1), picture(2)]
+QUESTION = "What does the video show?"
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """A checkpoint whose towers lie in their own folders."""
+    folder = copy_checkpoint(checkpoint, tmp_path_factory.mktemp("reload") / "checkpoint")
+    tensors = load_file(folder / "model.safetensors")
+    for tower, name in (("image_tower", "LanguageBind_Image"), ("video_tower", "LanguageBind_Video_merge")):
+        prefix = f"model.{tower}.{tower}."
+        own = {key.replace(prefix, "vision_model."): tensors.pop(key) for key in list(tensors) if prefix in key}
+        save_file(own, folder / name / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    from vllm import LLM
+
+    llm = LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=1024)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+def reload(llm, path) -> None:
+    llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+    llm.reset_prefix_cache()
+    # The workers have just emptied theirs.
+    llm.llm_engine.reset_encoder_cache()
+
+
+def assert_answers_as(llm, checkpoint) -> None:
+    reference = reference_answer(checkpoint, [pixels_of(medium) for medium in MEDIA], QUESTION)
+    assert_same(ask(llm, MEDIA, QUESTION, STEPS), reference)
+
+
+def test_a_checkpoint_and_its_towers_come_again(llm, folder, checkpoint, tmp_path):
+    assert_answers_as(llm, checkpoint)
+    other = write_lora(tmp_path, checkpoint).whole
+    reload(llm, other)
+    assert_answers_as(llm, other)
+    reload(llm, folder)
+    assert_answers_as(llm, checkpoint)
