@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from vllm_videollava.checkpoints.adapter_config import read_json_object
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 WHOLE_MODEL = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 
 
@@ -34,7 +35,26 @@ def has_whole_model(checkpoint: str) -> bool:
     """Tell whether a folder has the files of a whole model, or a repository an index of them or the only one."""
     if os.path.isdir(checkpoint):
         return any(WHOLE_MODEL.fullmatch(name) for name in os.listdir(checkpoint))
-    return any(find_file(checkpoint, name) for name in INDEXES)
+    return any(find_file(checkpoint, name) for name in (*INDEXES, *SINGLE_FILES))
+
+
+def whole_model_files(checkpoint: str) -> list[Path]:
+    """Return the files of a whole model, in which a repository's may be downloaded, or none.
+
+    Where vLLM could choose, these are the files that serving reads.
+
+    Raises:
+        ValueError: an index is damaged.
+    """
+    for index_name, single_name in zip(INDEXES, SINGLE_FILES, strict=True):
+        if index := find_file(checkpoint, index_name):
+            return [path for name in sorted(_named_by(index)) if (path := find_file(checkpoint, name))]
+        if single := find_file(checkpoint, single_name):
+            return [single]
+    if not os.path.isdir(checkpoint):
+        return []
+    shards = [path for path in sorted(Path(checkpoint).iterdir()) if WHOLE_MODEL.fullmatch(path.name)]
+    return [path for path in shards if path.suffix == shards[0].suffix]
 
 
 def whole_model_pattern(folder: Path) -> str | None:
