@@ -30,8 +30,8 @@ _FAULTS = {
     "has a value of more than 100 characters": re.compile(
         r"\S{101}|(?<!\w)'[^']{101,}'(?!\w)|\"[^\"]{101,}\"|\[[^\]]{101,}\]|\{[^}]{101,}\}"
     ),
-    # The name of a flag or setting is written as it is.
-    "does not start with a capital or a number": re.compile(r"^(?![A-Z0-9]|--\w|\w+_)"),
+    # The name of a flag, a setting or a file is written as it is.
+    "does not start with a capital or a number": re.compile(r"^(?![A-Z0-9/]|--\w|\w+_)"),
     "does not end with a full stop": re.compile(r"(?<![.])$"),
     "is more than two sentences": re.compile(r"(?:[.!?] +[A-Z].*){2}"),
 }
@@ -42,7 +42,7 @@ _refusals: set[str] = set()
 def find_faults(sentence: str) -> list[str]:
     """Say what makes a sentence unfit for its reader."""
     # Offline, people may read of a file that they named themselves; those of tests lie there.
-    with_own_paths = sentence.replace(f"{tempfile.gettempdir()}/pytest-of-", "")
+    with_own_paths = sentence.replace(f"{tempfile.gettempdir()}/pytest-of-", "/pytest-of-")
     faults = [fault for fault, pattern in _FAULTS.items() if pattern.search(with_own_paths)]
     if len(sentence) > MAX_CHARACTERS:
         faults.append(f"has more than {MAX_CHARACTERS} characters")
