@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
-from vllm_videollava.checkpoints.fine_tune import check_fine_tune, find_fine_tune, locate_base
+from vllm_videollava.checkpoints.fine_tune import HOW_TO_NAME_BASE, check_fine_tune, find_fine_tune, locate_base
 from vllm_videollava.checkpoints.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
 from vllm_videollava.checkpoints.weight_files import check_whole_model
 from vllm_videollava.decoding.errors import shorten
@@ -134,19 +134,20 @@ def is_original_format(config_dict: dict[str, Any]) -> bool:
     return "mm_video_tower" in config_dict and "text_config" not in config_dict
 
 
-def check_config(config: VideoLlavaConfig, checkpoint: str) -> None:
+def check_config(config: VideoLlavaConfig, checkpoint: str, how_to_name_base: str = HOW_TO_NAME_BASE) -> None:
     """Check what can be known of a checkpoint without reading its tensors, when `hf_overrides` are applied.
 
     Args:
         config: the checkpoint's config.
         checkpoint: its folder or repository.
+        how_to_name_base: ends the sentence about a base that cannot be found.
 
     Raises:
         ValueError: its towers or its base cannot be found, or a file is missing or damaged.
     """
     fine_tune = find_fine_tune(checkpoint, config.original_values or {})
     if fine_tune:
-        check_fine_tune(checkpoint, fine_tune.files, config.base_model)
+        check_fine_tune(checkpoint, fine_tune.files, config.base_model, how_to_name_base)
     elif config.base_model:
         raise ValueError(f"hf_overrides has base_model, but {checkpoint} has a whole model; leave it out.")
     if config.tower_fault:

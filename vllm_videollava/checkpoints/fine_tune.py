@@ -91,8 +91,13 @@ def locate_base(base: str, checkpoint: str) -> str:
     return str(folder) if folder.is_dir() else base
 
 
-def check_fine_tune(checkpoint: str, files: tuple[str, ...], base: str | None) -> None:
+def check_fine_tune(
+    checkpoint: str, files: tuple[str, ...], base: str | None, how_to_name_base: str = HOW_TO_NAME_BASE
+) -> None:
     """Check the files of a fine-tune, and that there is a base with weights.
+
+    Args:
+        how_to_name_base: ends the sentence about a base that cannot be found.
 
     Raises:
         ValueError: a file is damaged, or the base is missing or is no base.
@@ -101,13 +106,13 @@ def check_fine_tune(checkpoint: str, files: tuple[str, ...], base: str | None) -
         if path := find_file(checkpoint, name):
             check_file(path)
     if base is None:
-        raise ValueError(f"{checkpoint} does not name the model that it changes; {HOW_TO_NAME_BASE}.")
+        raise ValueError(f"{checkpoint} does not name the model that it changes; {how_to_name_base}.")
     if not Path(base).is_dir():
         if base.startswith(("/", ".", "~")) or base.count("/") > 1:
-            raise ValueError(f"{checkpoint} changes the model {shorten(base)}, which is no folder; {HOW_TO_NAME_BASE}.")
+            raise ValueError(f"{checkpoint} changes the model {shorten(base)}, which is no folder; {how_to_name_base}.")
         return
     if not has_whole_model(base):
         raise ValueError(
             f"{checkpoint} changes the model {shorten(base)}, but that folder does not have a whole model; "
-            f"{HOW_TO_NAME_BASE}."
+            f"{how_to_name_base}."
         )

@@ -16,7 +16,7 @@ _PEFT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
 _COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module|base_layer)(?=\.)")
 
-_UNQUANTISED = (torch.float32, torch.float16, torch.bfloat16)
+UNQUANTISED = (torch.float32, torch.float16, torch.bfloat16)
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 
@@ -83,7 +83,7 @@ def add(name: str, weight: torch.Tensor, factors: Factors) -> torch.Tensor:
             f"The adapter's matrices for {name} make a weight of shape {shape}; "
             f"the base's has shape {list(weight.shape)}."
         )
-    if weight.dtype not in _UNQUANTISED:
+    if weight.dtype not in UNQUANTISED:
         raise ValueError(f"The base's tensor {name} is {weight.dtype}; an adapter needs a base that is not quantised.")
     return torch.addmm(weight.float(), factors.b.float(), factors.a.float(), alpha=factors.scale)
 

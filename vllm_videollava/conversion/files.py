@@ -1,0 +1,90 @@
+"""Reads single tensors from files of weights, and keeps little of them in memory."""
+
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vllm_videollava.model.merging import canonical
+
+MOST_MAPPED = 1 << 30
+"""Bytes that are read from a file before it is mapped anew, which takes those bytes out of this process's memory."""
+
+
+class StoredTensor(NamedTuple):
+    """A tensor that has not been read.
+
+    Attributes:
+        name: its name in the checkpoint.
+        spec: shape and dtype, as a tensor on PyTorch's meta device.
+        read: returns the tensor.
+    """
+
+    name: str
+    spec: torch.Tensor
+    read: Callable[[], torch.Tensor]
+
+
+class TensorFile:
+    """The tensors of one file, mapped into memory.
+
+    A .bin file that PyTorch wrote before 1.6 cannot be mapped and is read as a whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._bytes_read = MOST_MAPPED
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors by name; none has been read.
+
+        Raises:
+            ValueError: the file cannot be read, or has something else.
+        """
+        if self._bytes_read >= MOST_MAPPED:
+            self._tensors, self._bytes_read = _map(self._path), 0
+        return self._tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor = self.tensors()[name]
+        self._bytes_read += tensor.nbytes
+        return tensor
+
+
+def _map(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read; copy or download it again.") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} has something else than tensors; it must have tensors by their names.")
+    return tensors
+
+
+def read_all(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
+    """Return the tensors of some files, mapped into memory."""
+    return {name: tensor for path in paths for name, tensor in _map(path).items()}
+
+
+def store(paths: Iterable[Path], prefix: str = "") -> dict[str, StoredTensor]:
+    """Return what some files have, by this model's names.
+
+    Args:
+        prefix: is put before the names in the files.
+    """
+    stored = {}
+    for path in paths:
+        file = TensorFile(path)
+        for name, tensor in file.tensors().items():
+            spec = torch.empty_like(tensor, device="meta")
+            stored[canonical(prefix + name)] = StoredTensor(prefix + name, spec, partial(file.read, name))
+    return stored
