@@ -136,7 +136,7 @@ def test_version(run, capsys):
         ("serv", "did you mean serve?"),
         ("chekc", "did you mean check?"),
         ("vlm", "did you mean vllm?"),
-        ("xyz", "the commands are serve, demo, check, vllm."),
+        ("xyz", "the commands are serve, demo, check, convert, vllm."),
     ],
 )
 def test_a_mistyped_command_is_answered_with_the_nearest(run, capsys, mistyped, hint):
@@ -147,7 +147,7 @@ def test_a_mistyped_command_is_answered_with_the_nearest(run, capsys, mistyped, 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_help_begins_with_a_verb_and_shows_an_example_that_works(run, capsys, name, monkeypatch):
     command = cli.COMMANDS[name]
-    assert command.HELP.split()[0] in {"serve", "draw", "show", "run"}
+    assert command.HELP.split()[0] in {"serve", "draw", "show", "write", "run"}
     run("--help")
     assert command.HELP.split(",")[0] in " ".join(capsys.readouterr().out.split())
     ran = []

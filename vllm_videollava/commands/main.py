@@ -6,10 +6,10 @@ import sys
 from importlib.metadata import version
 from types import ModuleType
 
-from vllm_videollava.commands import check, demo, serve, vllm
+from vllm_videollava.commands import check, convert, demo, serve, vllm
 
 PROG = "vllm-videollava"
-COMMANDS: dict[str, ModuleType] = {"serve": serve, "demo": demo, "check": check, "vllm": vllm}
+COMMANDS: dict[str, ModuleType] = {"serve": serve, "demo": demo, "check": check, "convert": convert, "vllm": vllm}
 
 
 def main() -> None:
