@@ -143,6 +143,15 @@ def where_time_goes_table(rows: list[Row]) -> Table:
     return Table([f"{case}, s each" for case in cases], names, cells, "seconds a video", is_stacked=True)
 
 
+def convert_table(rows: list[Row]) -> Table:
+    """Ways to convert in rows: seconds, and megabytes in memory and on the disk."""
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    metrics = {row["metric"]: row["unit"] for row in rows}
+    values = {(row["way"], row["metric"]): row["p50"] for row in rows}
+    header = [f"{metric}, {unit}" for metric, unit in metrics.items()]
+    return Table(header, ways, [[values[way, metric] for metric in metrics] for way in ways], "seconds", [0])
+
+
 class Source(NamedTuple):
     """What a table is made from, and the title of its plot, to which the device is added."""
 
@@ -160,6 +169,7 @@ TABLES = {
     "where_time_goes_middle": Source(["where_time_goes_middle"], where_time_goes_table, "Where the time goes, middle"),
     "media": Source(["media"], media_table, "From file to pixels"),
     "soak": Source(["soak"], memory_table, "Memory"),
+    "convert": Source(["convert"], convert_table, "Converting"),
 }
 # The whole, and a time that overlaps the stages.
 NOT_STACKED = ("wall time", "until sent")

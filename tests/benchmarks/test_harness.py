@@ -41,7 +41,17 @@ def test_results_are_of_one_run(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["media", "soak", "kernel_speed", "throughput", "serving", "encoder_speed", "tiny_accuracy", "where_time_goes"],
+    [
+        "media",
+        "soak",
+        "kernel_speed",
+        "throughput",
+        "serving",
+        "encoder_speed",
+        "tiny_accuracy",
+        "where_time_goes",
+        "convert",
+    ],
 )
 def test_benchmark_starts(name):
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]

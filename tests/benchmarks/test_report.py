@@ -115,6 +115,21 @@ def test_a_table_of_memory():
     assert report.markdown(report.memory_table(rows)).splitlines()[2:] == ["| server, load | 102 | 104 |"]
 
 
+def test_a_table_of_conversions():
+    rows = [
+        row("x", "plain", "time", "s", 9.0),
+        row("x", "plain", "peak memory", "MB", 1234.0),
+        row("x", "4 bits", "time", "s", 90.0),
+        row("x", "4 bits", "peak memory", "MB", 2345.0),
+    ]
+    assert report.markdown(report.convert_table(rows)).splitlines() == [
+        "| | time, s | peak memory, MB |",
+        "|---|---|---|",
+        "| plain | 9.00 | 1234 |",
+        "| 4 bits | 90.0 | 2345 |",
+    ]
+
+
 def test_a_readme_without_the_place_for_a_table_is_refused():
     with pytest.raises(ValueError, match="no place for the table x"):
         report.put_into("text", "x", "table")
