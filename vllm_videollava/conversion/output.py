@@ -36,7 +36,7 @@ class Output:
         for name, stored in self._model.items():
             weight = stored.read()
             # Also if the weight is quantised, whose scales are of that dtype.
-            if not weight.to(self._dtype).isfinite().all():
+            if not all(extreme.isfinite() for extreme in weight.to(self._dtype).aminmax()):
                 raise ValueError(
                     f"The checkpoint's tensor {stored.name} has values that are not finite in {self._dtype}; "
                     "choose another --dtype, or repair the checkpoint."

@@ -20,10 +20,10 @@ _PRESETS = {
 _QUANTISED = re.compile(r"language_model\.model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj\.weight")
 # vLLM, and compressed-tensors within transformers, compare these with their own names of modules.
 _IGNORED = ("re:.*lm_head", "re:.*embed_tokens", "re:.*(image|video)_tower.*", "re:.*projector.*")
-_SHRINKS = {4: (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72), 8: (1.0, 0.99, 0.98, 0.97, 0.96)}
+_SHRINKS = {4: (1.05, 1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72), 8: (1.0, 0.985, 0.97)}
 """Multiples of the plain scale, at which the largest weight of a group is the largest integer, that are tried."""
-_ROWS = 64
-"""Rows of a weight that are searched together, which stay in the processor's cache."""
+_ROWS = 128
+"""Rows of a weight that are quantised together, which stay in the processor's cache."""
 
 
 def is_quantised(name: str) -> bool:
@@ -44,10 +44,13 @@ def quantize(weight: torch.Tensor, bits: int, scale_dtype: torch.dtype) -> dict[
         `weight_scale` `[outputs, inputs / 128]` and `weight_shape`; with 8 bits
         `weight`, int8, and `weight_scale` `[outputs, 1]`.
     """
-    scheme = _scheme(bits)
-    scales = torch.cat([_search_scales(rows, bits, scale_dtype) for rows in weight.split(_ROWS)])
     compressor = BaseCompressor.get_value_from_registry(_PRESETS[bits][1])
-    return compressor.compress({"weight": weight, "weight_scale": scales}, scheme)
+    blocks = [
+        compressor.compress({"weight": rows, "weight_scale": _search_scales(rows, bits, scale_dtype)}, _scheme(bits))
+        for rows in weight.split(_ROWS)
+    ]
+    parts = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    return parts | ({"weight_shape": torch.tensor(weight.shape)} if "weight_shape" in parts else {})
 
 
 def _scheme(bits: int) -> QuantizationScheme:
