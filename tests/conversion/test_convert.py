@@ -201,11 +201,12 @@ def test_the_base_can_be_named(checkpoint, tmp_path, out):
     assert weights(out).keys() == weights(checkpoint).keys()
 
 
+@pytest.mark.parametrize("to_transformers", [False, True])
 @pytest.mark.parametrize("names", NAMES)
-def test_transformers_format_stays(checkpoint, tmp_path, out, names):
+def test_transformers_format_stays(checkpoint, tmp_path, out, names, to_transformers):
     source = write_transformers_checkpoint(tmp_path / "hf", checkpoint, names)
     (source / "preprocessor_config.json").write_text("{}")
-    convert(str(source), out)
+    assert convert(str(source), out, to_transformers=to_transformers) == []
     oldest = write_transformers_checkpoint(tmp_path / "oldest", checkpoint, "before 4.52")
     assert_equal(weights(out), weights(oldest))
     assert (out / "preprocessor_config.json").exists()
@@ -257,7 +258,7 @@ def test_a_merged_weight_is_rounded_once(checkpoint, copy, tmp_path, out):
         assert (ours[name] != tensor.bfloat16()).float().mean() < 0.001
 
 
-@pytest.mark.parametrize("mapped", [1 << 30, 1])
+@pytest.mark.parametrize("mapped", [1 << 28, 1])
 def test_shards(checkpoint, out, monkeypatch, mapped):
     monkeypatch.setattr(files, "MOST_MAPPED", mapped)
     convert(str(checkpoint), out, shard_size="500KB")

@@ -33,10 +33,10 @@ def _size(text: str) -> str:
 
 def run(args: argparse.Namespace) -> str | int | None:
     """Convert a checkpoint; return an error's sentence, or the exit status of a signal, or None."""
-    from vllm_videollava.conversion.convert import convert
-
     signal.signal(signal.SIGTERM, _end)
     try:
+        from vllm_videollava.conversion.convert import convert
+
         losses = convert(
             resolve(args.source),
             args.out,

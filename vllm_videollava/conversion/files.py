@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vllm_videollava.model.merging import canonical
 
-MOST_MAPPED = 1 << 30
+MOST_MAPPED = 1 << 28
 """Bytes that are read from a file before it is mapped anew, which takes those bytes out of this process's memory."""
 
 
@@ -31,29 +31,30 @@ class StoredTensor(NamedTuple):
     read: Callable[[], torch.Tensor]
 
 
-class TensorFile:
-    """The tensors of one file, mapped into memory.
+class TensorReader:
+    """Maps files into memory, one at a time.
 
     A .bin file that PyTorch wrote before 1.6 cannot be mapped and is read as a whole.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
+        self._path: Path | None = None
         self._tensors: dict[str, torch.Tensor] = {}
-        self._bytes_read = MOST_MAPPED
+        self._bytes_read = 0
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name; none has been read.
+    def tensors(self, path: Path) -> dict[str, torch.Tensor]:
+        """Return all tensors of a file by name; none has been read.
 
         Raises:
             ValueError: the file cannot be read, or has something else.
         """
-        if self._bytes_read >= MOST_MAPPED:
-            self._tensors, self._bytes_read = _map(self._path), 0
+        if path != self._path or self._bytes_read >= MOST_MAPPED:
+            self._tensors = {}
+            self._path, self._tensors, self._bytes_read = path, _map(path), 0
         return self._tensors
 
-    def read(self, name: str) -> torch.Tensor:
-        tensor = self.tensors()[name]
+    def read(self, path: Path, name: str) -> torch.Tensor:
+        tensor = self.tensors(path)[name]
         self._bytes_read += tensor.nbytes
         return tensor
 
@@ -82,9 +83,9 @@ def store(paths: Iterable[Path], prefix: str = "") -> dict[str, StoredTensor]:
         prefix: is put before the names in the files.
     """
     stored = {}
+    reader = TensorReader()
     for path in paths:
-        file = TensorFile(path)
-        for name, tensor in file.tensors().items():
+        for name, tensor in reader.tensors(path).items():
             spec = torch.empty_like(tensor, device="meta")
-            stored[canonical(prefix + name)] = StoredTensor(prefix + name, spec, partial(file.read, name))
+            stored[canonical(prefix + name)] = StoredTensor(prefix + name, spec, partial(reader.read, path, name))
     return stored
