@@ -1,5 +1,7 @@
 """vLLM serves the tiny checkpoint, quantised, with right answers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from vllm.model_executor.kernels import linear
@@ -42,6 +44,13 @@ def engine_in_this_process(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: None)
     if current_platform.is_cpu() and not hasattr(torch.ops._C, "cpu_gemm_wna16"):
         monkeypatch.setitem(linear._POSSIBLE_KERNELS, current_platform._enum, [PlainKernel])
+
+
+@pytest.mark.skipif(not current_platform.is_cpu(), reason="vLLM's build is not that for the CPU")
+def test_vllms_cpu_build_has_a_kernel_for_4_bits_with_avx_512_only():
+    current_platform.import_kernels()
+    has_avx_512 = "avx512f" in Path("/proc/cpuinfo").read_text()
+    assert hasattr(torch.ops._C, "cpu_gemm_wna16") == has_avx_512
 
 
 @pytest.fixture(scope="module")
