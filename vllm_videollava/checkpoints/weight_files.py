@@ -44,17 +44,26 @@ def whole_model_files(checkpoint: str) -> list[Path]:
     Where vLLM could choose, these are the files that serving reads.
 
     Raises:
-        ValueError: an index is damaged.
+        ValueError: an index is damaged, or a file that it names is missing.
     """
     for index_name, single_name in zip(INDEXES, SINGLE_FILES, strict=True):
         if index := find_file(checkpoint, index_name):
-            return [path for name in sorted(_named_by(index)) if (path := find_file(checkpoint, name))]
+            return _find_shards(checkpoint, index)
         if single := find_file(checkpoint, single_name):
             return [single]
     if not os.path.isdir(checkpoint):
         return []
     shards = [path for path in sorted(Path(checkpoint).iterdir()) if WHOLE_MODEL.fullmatch(path.name)]
     return [path for path in shards if path.suffix == shards[0].suffix]
+
+
+def _find_shards(checkpoint: str, index: Path) -> list[Path]:
+    shards = []
+    for name in sorted(_named_by(index)):
+        if (shard := find_file(checkpoint, name)) is None:
+            raise ValueError(f"{index} names {name}, which is missing from the folder.")
+        shards.append(shard)
+    return shards
 
 
 def whole_model_pattern(folder: Path) -> str | None:
@@ -71,23 +80,6 @@ def whole_model_pattern(folder: Path) -> str | None:
         names = sorted(_named_by(index))
         return re.sub(r"-\d+-of-", "-*-of-", names[0]) if names else None
     return "pytorch_model.bin" if (folder / "pytorch_model.bin").exists() else None
-
-
-def whole_model_files(checkpoint: str) -> list[Path]:
-    """Return the files of a whole model that an index or their own names tell; a repository's may be downloaded.
-
-    Raises:
-        ValueError: an index is damaged, or a file that it names is missing.
-    """
-    for name, only in zip(INDEXES, ("model.safetensors", "pytorch_model.bin"), strict=True):
-        if index := find_file(checkpoint, name):
-            files = {shard: find_file(checkpoint, shard) for shard in sorted(_named_by(index))}
-            if missing := [shard for shard, path in files.items() if path is None]:
-                raise ValueError(f"{index} names {missing[0]}, which is missing from the folder.")
-            return [*files.values()]
-        if file := find_file(checkpoint, only):
-            return [file]
-    return []
 
 
 def check_whole_model(folder: Path) -> None:
