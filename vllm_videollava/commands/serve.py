@@ -2,7 +2,7 @@
 
 import argparse
 
-from vllm_videollava.commands.models import TINY, resolve
+from vllm_videollava.commands.models import TINY, find_problem, resolve
 from vllm_videollava.commands.vllm import run_vllm
 from vllm_videollava.compat import name_cpu_distribution
 
@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> str | None:
     """
     # vLLM's parser looks up the version of `vllm`, but its CPU build has another name.
     name_cpu_distribution()
-    return run_vllm(["serve", *_model_first(args.handed_on)])
+    flags = _model_first(args.handed_on)
+    return find_problem(flags[0]) or run_vllm(["serve", *flags])
 
 
 def _model_first(flags: list[str]) -> list[str]:
