@@ -20,7 +20,7 @@ from helpers.checkpoints import (
 )
 from helpers.loading import model_loading
 from helpers.random_checkpoint import TOWER, VIDEO_TOWER, random_weights, write_checkpoint
-from helpers.sources import TOWERS, move_towers_away, weights, write_adapter, write_projector
+from helpers.sources import TOWERS, move_towers_away, to_bin, weights, write_adapter, write_projector
 from vllm_videollava.checkpoints.tower_config import OFFICIAL_IMAGE_TOWER, OFFICIAL_VIDEO_TOWER
 from vllm_videollava.conversion import files
 from vllm_videollava.conversion.completeness import is_computed_with, model_shapes
@@ -46,13 +46,6 @@ def assert_equal(ours: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def cast(folder, dtype: torch.dtype) -> None:
     change_tensors(folder, lambda tensors: tensors.update({name: one.to(dtype) for name, one in tensors.items()}))
-
-
-def to_bin(folder) -> None:
-    tensors = list(load_file(folder / "model.safetensors").items())
-    (folder / "model.safetensors").unlink()
-    for shard, part in enumerate((tensors[::2], tensors[1::2]), start=1):
-        torch.save(dict(part), folder / f"pytorch_model-{shard:05}-of-00002.bin")
 
 
 def to_indexed_bin(folder) -> None:

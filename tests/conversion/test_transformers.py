@@ -9,6 +9,7 @@ from transformers import AutoConfig, LlamaTokenizer, VideoLlavaForConditionalGen
 
 from helpers.checkpoints import IMAGE_SIZE
 from helpers.loading import model_loading
+from helpers.transformers_answer import greedy_logits
 from original.model import MEAN, PLACEHOLDER, STD, OriginalVideoLlava
 from vllm_videollava.conversion.convert import convert
 
@@ -58,18 +59,8 @@ def test_transformers_generates_what_the_original_computes(folder, reference, ki
         pixels = (media[kind].float() / 255 - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
         inputs[f"pixel_values_{kind}s"] = pixels[None]
     question = [90, 101, 112, 300]
-    output = model.generate(
-        input_ids=torch.tensor([ids + question]),
-        **inputs,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        do_sample=False,
-        eos_token_id=None,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    logits = greedy_logits(model, STEPS, input_ids=torch.tensor([ids + question]), **inputs)
     size = len(reference.weights["lm_head.weight"])
-    logits = torch.cat(output.logits)
     assert logits.shape[1] % 64 == 0
     # The new rows are no answers; without them, the probabilities are the original's.
     assert (logits[:, size:].amax(-1) < logits[:, :size].amax(-1)).all()

@@ -30,10 +30,19 @@ def move_towers_away(folder: Path) -> None:
             names = [key for key in tensors if key.startswith(prefix)]
             own = {key.replace(prefix, "vision_model."): tensors.pop(key) for key in names}
             own |= {"vision_model.embeddings.position_ids": torch.arange(17)[None], "logit_scale": torch.ones(())}
-            own["text_model.final_layer_norm.weight"] = torch.ones(2)
+            halves = ("text_model.final_layer_norm.weight", "text_projection.weight", "visual_projection.weight")
+            own |= {half: torch.ones(2, 2) for half in halves}
             torch.save(own, folder / name / "pytorch_model.bin")
 
     change_tensors(folder, move)
+
+
+def to_bin(folder: Path) -> None:
+    """Write the weights anew as two shards without an index, as PyTorch does."""
+    tensors = list(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    for shard, part in enumerate((tensors[::2], tensors[1::2]), start=1):
+        torch.save(dict(part), folder / f"pytorch_model-{shard:05}-of-00002.bin")
 
 
 def write_adapter(folder: Path, base: Path, names_base: bool = True, is_bin: bool = False) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from transformers import LlamaTokenizer, VideoLlavaForConditionalGeneration, Vid
 from helpers.asking import Answer, ask, clip, original_prompt, picture
 from helpers.checkpoints import IMAGE_SIZE, NAMES, write_transformers_checkpoint
 from helpers.clips import decode_all
+from helpers.transformers_answer import greedy_logits
 
 STEPS = 8
 TOLERANCE = 1e-3
@@ -66,16 +67,7 @@ def reference_answer(model, tokenizer, media, question) -> Answer:
         inputs["pixel_values_images"] = processor(images, return_tensors="pt")["pixel_values_images"]
     if videos := [item for item in media if isinstance(item, bytes)]:
         inputs["pixel_values_videos"] = torch.stack([pillow_video_pixels(item) for item in videos])
-    output = model.generate(
-        **inputs,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
-        do_sample=False,
-        eos_token_id=None,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
-    logits = torch.cat(output.logits).log_softmax(-1)
+    logits = greedy_logits(model, STEPS, **inputs).log_softmax(-1)
     return logits.argmax(-1).tolist(), logits.max(-1).values.tolist()
 
 

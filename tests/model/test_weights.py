@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from helpers.checkpoints import change_config, change_tensors, copy_checkpoint, write_transformers_checkpoint
 from helpers.loading import model_loading
 from helpers.random_checkpoint import write_checkpoint
+from helpers.sources import move_towers_away, to_bin
 from original.model import OriginalVideoLlava
 
 
@@ -35,33 +36,6 @@ def assert_encodes_like(model, reference) -> None:
         torch.testing.assert_close(embedding, reference.encode(pixels.float()), atol=1e-4, rtol=1e-4)
 
 
-def to_bin(folder) -> None:
-    path = folder / "model.safetensors"
-    tensors = list(load_file(path).items())
-    for shard, part in enumerate((tensors[::2], tensors[1::2]), start=1):
-        torch.save(dict(part), folder / f"pytorch_model-{shard:05}-of-00002.bin")
-    path.unlink()
-
-
-def move_towers_to_their_folders(folder) -> None:
-    """As a fine-tune is published: the checkpoint has no towers, their repositories have more than the towers."""
-
-    def move(tensors: dict[str, torch.Tensor]) -> None:
-        for tower, name in (("image_tower", "LanguageBind_Image"), ("video_tower", "LanguageBind_Video_merge")):
-            prefix = f"model.{tower}.{tower}."
-            own = {
-                key.replace(prefix, "vision_model."): tensors.pop(key)
-                for key in list(tensors)
-                if key.startswith(prefix)
-            }
-            own |= {"vision_model.embeddings.position_ids": torch.arange(17)[None], "logit_scale": torch.ones(())}
-            own |= {name: torch.ones(2, 2) for name in ("text_model.final_layer_norm.weight", "text_projection.weight")}
-            own |= {"visual_projection.weight": torch.ones(2, 2)}
-            torch.save(own, folder / name / "pytorch_model.bin")
-
-    change_tensors(folder, move)
-
-
 def add_buffers(folder) -> None:
     """Old versions of transformers stored these."""
 
@@ -84,7 +58,7 @@ def drop_what_is_never_computed(folder) -> None:
 LAYOUTS = {
     "safetensors": lambda folder: None,
     "bin": to_bin,
-    "towers elsewhere": move_towers_to_their_folders,
+    "towers elsewhere": move_towers_away,
     "stored buffers": add_buffers,
     "unused layers absent": drop_what_is_never_computed,
 }
@@ -106,7 +80,7 @@ def test_towers_that_no_request_may_use_are_left_out(load, checkpoint, limits):
 
 
 def test_a_tower_that_is_left_out_is_not_fetched(load, copy):
-    move_towers_to_their_folders(copy)
+    move_towers_away(copy)
     (copy / "LanguageBind_Image" / "pytorch_model.bin").unlink()
     load(copy, limit_mm_per_prompt={"image": 0})
 

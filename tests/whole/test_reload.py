@@ -1,12 +1,12 @@
 """A checkpoint's weights that come again fill the model, those of towers elsewhere included."""
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 from helpers.asking import ask, clip, picture
 from helpers.checkpoints import copy_checkpoint
 from helpers.fine_tunes import write_lora
 from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+from helpers.sources import move_towers_away
 
 MEDIA = [clip(1), picture(2)]
 QUESTION = "What does the video show?"
@@ -16,12 +16,7 @@ QUESTION = "What does the video show?"
 def folder(checkpoint, tmp_path_factory):
     """A checkpoint whose towers lie in their own folders."""
     folder = copy_checkpoint(checkpoint, tmp_path_factory.mktemp("reload") / "checkpoint")
-    tensors = load_file(folder / "model.safetensors")
-    for tower, name in (("image_tower", "LanguageBind_Image"), ("video_tower", "LanguageBind_Video_merge")):
-        prefix = f"model.{tower}.{tower}."
-        own = {key.replace(prefix, "vision_model."): tensors.pop(key) for key in list(tensors) if prefix in key}
-        save_file(own, folder / name / "model.safetensors", metadata={"format": "pt"})
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    move_towers_away(folder)
     return folder
 
 

@@ -43,10 +43,9 @@ def find_fine_tune(checkpoint: str, values: Mapping[str, Any]) -> FineTune | Non
     """
     if not checkpoint:
         return None
-    adapter_config = find_file(checkpoint, ADAPTER_CONFIG)
-    adapter_file = next((name for name in ADAPTER_FILES if find_file(checkpoint, name)), None)
-    if adapter_config or adapter_file:
-        return _find_adapter(checkpoint, values, adapter_config, adapter_file)
+    names = [name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if find_file(checkpoint, name)]
+    if names:
+        return _find_adapter(checkpoint, values, names[0])
     if has_whole_model(checkpoint):
         return None
     if find_file(checkpoint, PROJECTOR):
@@ -56,19 +55,12 @@ def find_fine_tune(checkpoint: str, values: Mapping[str, Any]) -> FineTune | Non
     return None
 
 
-def _find_adapter(
-    checkpoint: str, values: Mapping[str, Any], adapter_config: Path | None, adapter_file: str | None
-) -> FineTune:
+def _find_adapter(checkpoint: str, values: Mapping[str, Any], found: str) -> FineTune:
     if has_whole_model(checkpoint):
         raise ValueError(
-            f"{checkpoint} has an adapter ({adapter_file or ADAPTER_CONFIG}) and a whole model; "
-            "move one of them to another folder."
+            f"{checkpoint} has an adapter ({found}) and a whole model; move one of them to another folder."
         )
-    if adapter_config is None:
-        raise ValueError(f"{checkpoint} has {adapter_file}, but {ADAPTER_CONFIG} is missing.")
-    adapter = read_adapter_config(adapter_config)
-    if adapter_file is None:
-        raise ValueError(f"{checkpoint} has {ADAPTER_CONFIG}, but {' or '.join(ADAPTER_FILES)} is missing.")
+    adapter, adapter_file = read_adapter(checkpoint)
     has_trainables = find_file(checkpoint, TRAINABLES) is not None
     if not has_trainables and "mm_video_tower" in values:
         raise ValueError(
@@ -77,6 +69,24 @@ def _find_adapter(
         )
     files = (adapter_file, TRAINABLES) if has_trainables else (adapter_file,)
     return FineTune("adapter", files, adapter.base or _base_in_config(checkpoint, values), adapter)
+
+
+def read_adapter(checkpoint: str) -> tuple[AdapterConfig, str]:
+    """Return the config of a folder's or repository's adapter, and the name of its file of weights.
+
+    Raises:
+        ValueError: one of the two is missing, or the adapter is of a kind that cannot be merged.
+    """
+    config = find_file(checkpoint, ADAPTER_CONFIG)
+    file = next((name for name in ADAPTER_FILES if find_file(checkpoint, name)), None)
+    if config is None and file is None:
+        raise ValueError(f"{checkpoint} has no adapter; it must have {ADAPTER_CONFIG}.")
+    if config is None:
+        raise ValueError(f"{checkpoint} has {file}, but {ADAPTER_CONFIG} is missing.")
+    adapter = read_adapter_config(config)
+    if file is None:
+        raise ValueError(f"{checkpoint} has {ADAPTER_CONFIG}, but {' or '.join(ADAPTER_FILES)} is missing.")
+    return adapter, file
 
 
 def _base_in_config(checkpoint: str, values: Mapping[str, Any]) -> str | None:

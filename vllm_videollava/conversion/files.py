@@ -1,17 +1,14 @@
 """Reads single tensors from files of weights, and keeps little of them in memory."""
 
-import pickle
-import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from vllm_videollava.model.merging import canonical
+from vllm_videollava.tensor_files import map_tensors
 
 MOST_MAPPED = 1 << 28
 """Bytes that are read from a file before it is mapped anew, which takes those bytes out of this process's memory."""
@@ -32,10 +29,7 @@ class StoredTensor(NamedTuple):
 
 
 class TensorReader:
-    """Maps files into memory, one at a time.
-
-    A .bin file that PyTorch wrote before 1.6 cannot be mapped and is read as a whole.
-    """
+    """Maps files into memory, one at a time."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -50,7 +44,7 @@ class TensorReader:
         """
         if path != self._path or self._bytes_read >= MOST_MAPPED:
             self._tensors = {}
-            self._path, self._tensors, self._bytes_read = path, _map(path), 0
+            self._path, self._tensors, self._bytes_read = path, map_tensors(path), 0
         return self._tensors
 
     def read(self, path: Path, name: str) -> torch.Tensor:
@@ -59,21 +53,9 @@ class TensorReader:
         return tensor
 
 
-def _map(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read; copy or download it again.") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} has something else than tensors; it must have tensors by their names.")
-    return tensors
-
-
 def read_all(paths: Iterable[Path]) -> dict[str, torch.Tensor]:
     """Return the tensors of some files, mapped into memory."""
-    return {name: tensor for path in paths for name, tensor in _map(path).items()}
+    return {name: tensor for path in paths for name, tensor in map_tensors(path).items()}
 
 
 def store(paths: Iterable[Path], prefix: str = "") -> dict[str, StoredTensor]:

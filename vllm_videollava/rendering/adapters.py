@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from vllm.config import VllmConfig
 from vllm.lora.utils import get_adapter_absolute_path
 
-from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, read_adapter_config
-from vllm_videollava.checkpoints.fine_tune import ADAPTER_FILES, TRAINABLES, find_fine_tune
-from vllm_videollava.checkpoints.weight_files import check_file, whole_model_files
+from vllm_videollava.checkpoints.fine_tune import TRAINABLES, find_fine_tune, read_adapter
+from vllm_videollava.checkpoints.weight_files import check_file, find_file, whole_model_files
+from vllm_videollava.decoding.errors import shorten
+from vllm_videollava.tensor_files import map_tensors
 
 _PROJECTOR = ("mm_projector.", "multi_modal_projector.")
 
@@ -35,19 +35,14 @@ class AdapterGate:
         """
         if self._lora_config is None or (path in self._passed and not again):
             return
-        folder = Path(get_adapter_absolute_path(path))
-        if not folder.is_dir():
-            raise ValueError(f"The adapter {path} is not a folder.")
+        folder = _find_folder(path)
         self._check_files(folder)
         self._check_projector(folder)
         self._passed.add(path)
 
     def _check_files(self, folder: Path) -> None:
-        config = read_adapter_config(folder / ADAPTER_CONFIG)
-        files = [folder / name for name in ADAPTER_FILES if (folder / name).exists()]
-        if not files:
-            raise ValueError(f"{folder} has {ADAPTER_CONFIG}, but {' or '.join(ADAPTER_FILES)} is missing.")
-        check_file(files[0])
+        config, name = read_adapter(str(folder))
+        check_file(folder / name)
         rank, most = max(config.r, *config.rank_pattern.values(), 0), self._lora_config.max_lora_rank
         if rank > most:
             raise ValueError(f"{folder} has rank {rank}; start the server with --max-lora-rank {rank}, or serve it.")
@@ -67,21 +62,25 @@ class AdapterGate:
         served, config = self._model_config.model, self._model_config.hf_config
         if fine_tune := find_fine_tune(served, config.original_values or {}):
             for name in fine_tune.files[-1:]:
-                if projector := dict(_projector_in(Path(served, name))):
+                if projector := dict(_projector_in(find_file(served, name))):
                     return projector
             served = config.base_model
         return {name: tensor for file in whole_model_files(served) for name, tensor in _projector_in(file)}
 
 
+def _find_folder(path: str) -> Path:
+    try:
+        folder = Path(get_adapter_absolute_path(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The adapter {shorten(path)} is no folder, and cannot be downloaded.") from error
+    if not folder.is_dir():
+        raise ValueError(f"The adapter {shorten(path)} is not a folder.")
+    return folder
+
+
 def _projector_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors of the projector in a file, named from the projector's own name on."""
-    if file.suffix == ".safetensors":
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                if short := _short(name):
-                    yield short, tensors.get_tensor(name)
-        return
-    for name, tensor in torch.load(file, map_location="cpu", weights_only=True, mmap=True).items():
+    for name, tensor in map_tensors(file).items():
         if short := _short(name):
             yield short, tensor
 
