@@ -10,7 +10,7 @@ from vllm.lora.utils import get_adapter_absolute_path
 from vllm_videollava.checkpoints.fine_tune import TRAINABLES, find_fine_tune, read_adapter
 from vllm_videollava.checkpoints.weight_files import check_file, find_file, whole_model_files
 from vllm_videollava.decoding.errors import shorten
-from vllm_videollava.tensor_files import map_tensors
+from vllm_videollava.tensor_file import map_tensors
 
 _PROJECTOR = ("mm_projector.", "multi_modal_projector.")
 

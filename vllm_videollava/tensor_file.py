@@ -1,4 +1,4 @@
-"""Maps files of weights into memory, in both of the formats that checkpoints have."""
+"""Maps a file of weights into memory, in both of the formats that checkpoints have."""
 
 import pickle
 import zipfile
