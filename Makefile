@@ -44,7 +44,7 @@ bench-media: setup
 
 # Takes about 16 minutes on two CPU cores.
 bench: setup
-	$(BENCH).throughput --size tiny --rounds 2
+	$(BENCH).throughput --size tiny --rounds 4
 	$(BENCH).throughput --size middle --rounds 2
 	$(BENCH).serving --size tiny
 	$(BENCH).where_time_goes --size middle

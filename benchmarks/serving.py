@@ -99,10 +99,11 @@ class BusyGpu:
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread.ident is not None:
             self._thread.join()
 
     def _sample(self) -> None:
+        self.shares.append(torch.cuda.utilization() / 100)
         while not self._stop.wait(0.2):
             self.shares.append(torch.cuda.utilization() / 100)
 

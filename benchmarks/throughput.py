@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 _ON_CPU = Plan(20, 8, 32, (1, 8), (240, 2), {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8})
 PLANS = {
-    "tiny": _ON_CPU,
+    "tiny": _ON_CPU._replace(lone=10),
     "middle": _ON_CPU,
     "7B": Plan(10, 256, 128, (1, 32, 64), (360, 10), {"dtype": "bfloat16"}),
 }
