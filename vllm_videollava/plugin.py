@@ -9,7 +9,8 @@ from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
 from vllm_videollava.checkpoints import config
-from vllm_videollava.checkpoints.config import ARCHITECTURE, check_overrides
+from vllm_videollava.checkpoints.config import ARCHITECTURE, check_config, check_overrides
+from vllm_videollava.checkpoints.weight_files import find_file
 from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.media import connector
 from vllm_videollava.media.options import check_media_io_kwargs, check_mm_processor_kwargs
@@ -35,10 +36,23 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         read_settings()
         _check_frontend(model_config)
         check_overrides(model_config.hf_config, model_config.hf_overrides)
+        check_config(model_config.hf_config, model_config.model)
+        _read_from_base(model_config)
         check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
         check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
         os.environ["VLLM_MEDIA_CONNECTOR"] = connector.NAME
         _cache_in_one_process(model_config.multimodal_config)
+
+
+def _read_from_base(model_config) -> None:
+    """Take the tokenizer and the generation config from a fine-tune's base, if the fine-tune comes without them."""
+    folder, base = model_config.model, model_config.hf_config.base_model
+    if base is None:
+        return
+    if model_config.tokenizer == folder and not find_file(folder, "tokenizer_config.json"):
+        model_config.tokenizer, model_config.tokenizer_revision = base, None
+    if model_config.generation_config == "auto" and not find_file(folder, "generation_config.json"):
+        model_config.generation_config = base
 
 
 def _cache_in_one_process(multimodal_config) -> None:

@@ -3,16 +3,21 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, LlamaConfig, LlavaConfig, PreTrainedConfig
 
+from vllm_videollava.checkpoints.fine_tune import check_fine_tune, find_fine_tune, locate_base
 from vllm_videollava.checkpoints.tower_config import TowerConfig, locate_tower, read_tower_config, tower_config
+from vllm_videollava.checkpoints.weight_files import check_whole_model
 from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.decoding.pixel_format import PixelFormat
 
 ARCHITECTURE = "VideoLlavaForConditionalGeneration"
 """The name of the model class in vLLM and transformers."""
+TOWER_FIELDS = {"image": "mm_image_tower", "video": "mm_video_tower"}
+"""The fields of the original's config.json that name the towers, by modality."""
 
 
 class VideoLlavaConfig(PreTrainedConfig):
@@ -44,6 +49,12 @@ class VideoLlavaConfig(PreTrainedConfig):
     # Folder or repository with each tower's own weights, for checkpoints that may come without them.
     image_tower_source: str | None = None
     video_tower_source: str | None = None
+    # The original's config.json, from which all of the above are made again if `hf_overrides` names other towers.
+    original_values: dict | None = None
+    # What prevents serving unless `hf_overrides` names other towers.
+    tower_fault: str | None = None
+    # Folder or repository of the model that a fine-tune changes.
+    base_model: str | None = None
 
     def __post_init__(self, **kwargs):
         self.text_config = _as_config(self.text_config, LlamaConfig)
@@ -62,10 +73,23 @@ class VideoLlavaConfig(PreTrainedConfig):
         """
         checkpoint = str(kwargs.get("name_or_path", config_dict.get("_name_or_path", "")))
         if is_original_format(config_dict):
-            config_dict = _from_original(config_dict, checkpoint)
+            config_dict = _from_original(config_dict, checkpoint) | _fields_of_fine_tune(config_dict, checkpoint)
         elif "vision_config" in config_dict:
-            config_dict = _from_transformers(config_dict)
+            config_dict = _from_transformers(config_dict) | _fields_of_fine_tune(config_dict, checkpoint)
         return super().from_dict(config_dict, **kwargs)
+
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """Set fields, as vLLM does with `hf_overrides`; the original's names of towers are read as in config.json.
+
+        Raises:
+            ValueError: the checkpoint cannot be served with such towers.
+        """
+        towers = {name: value for name, value in config_dict.items() if name in TOWER_FIELDS.values()}
+        if towers and self.original_values:
+            fields = _from_original(self.original_values | towers, self.name_or_path)
+            super().update(fields)
+            config_dict = {name: value for name, value in config_dict.items() if name not in towers}
+        super().update(config_dict)
 
     @property
     def tokens_per_image(self) -> int:
@@ -106,6 +130,26 @@ def is_original_format(config_dict: dict[str, Any]) -> bool:
     return "mm_video_tower" in config_dict and "text_config" not in config_dict
 
 
+def check_config(config: VideoLlavaConfig, checkpoint: str) -> None:
+    """Check what can be known of a checkpoint without reading its tensors, when `hf_overrides` are applied.
+
+    Args:
+        config: the checkpoint's config.
+        checkpoint: its folder or repository.
+
+    Raises:
+        ValueError: its towers or its base cannot be found, or a file is missing or damaged.
+    """
+    if config.tower_fault:
+        raise ValueError(config.tower_fault)
+    fine_tune = find_fine_tune(checkpoint, config.original_values or {})
+    if fine_tune:
+        check_fine_tune(checkpoint, fine_tune.files, config.base_model)
+    for folder in (checkpoint, config.base_model):
+        if folder and Path(folder).is_dir():
+            check_whole_model(Path(folder))
+
+
 def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Callable) -> None:
     """Check a config to which vLLM has applied `hf_overrides`.
 
@@ -113,6 +157,8 @@ def check_overrides(config: VideoLlavaConfig, overrides: Mapping[str, Any] | Cal
         ValueError: an override changes what the weights mean, or has no effect.
     """
     for name in overrides if isinstance(overrides, Mapping) else ():
+        if name in {"base_model", *TOWER_FIELDS.values()} and config.original_values:
+            continue
         if name.startswith("mm_") or name in _names_of_architecture():
             raise ValueError(f"hf_overrides cannot change {shorten(name)}, which the weights determine; leave it out.")
         if name in _own_fields(LlamaConfig) - _own_fields(VideoLlavaConfig):
@@ -146,8 +192,16 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
     feature = values.get("mm_vision_select_feature", "patch")
     if feature not in ("patch", "cls_patch"):
         raise ValueError(f"mm_vision_select_feature is {feature!r}; it must be 'patch' or 'cls_patch'.")
-    image_source, image_config = _original_tower(values, "mm_image_tower", checkpoint)
-    video_source, video_config = _original_tower(values, "mm_video_tower", checkpoint)
+    try:
+        image_source, image_config = _original_tower(values, TOWER_FIELDS["image"], checkpoint)
+        video_source, video_config = _original_tower(values, TOWER_FIELDS["video"], checkpoint)
+    except ValueError as error:
+        # Until `hf_overrides` are applied, it is too early to refuse the checkpoint.
+        return {
+            "text_config": LlamaConfig(**_llama_fields(values)),
+            "original_values": values,
+            "tower_fault": str(error),
+        }
     layer = values.get("mm_vision_select_layer", -2)
     _check_layer("mm_vision_select_layer", layer, image_config, video_config)
     hidden_sizes = {image_config.hidden_size, video_config.hidden_size, values.get("mm_hidden_size")} - {None}
@@ -168,7 +222,15 @@ def _from_original(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
         "tie_word_embeddings": values.get("tie_word_embeddings", False),
         "image_tower_source": image_source,
         "video_tower_source": video_source,
+        "original_values": values,
+        "tower_fault": None,
     }
+
+
+def _fields_of_fine_tune(values: dict[str, Any], checkpoint: str) -> dict[str, Any]:
+    fine_tune = find_fine_tune(checkpoint, values)
+    base = fine_tune and fine_tune.base
+    return {"base_model": locate_base(base, checkpoint)} if base else {}
 
 
 def _original_tower(values: dict[str, Any], field: str, checkpoint: str) -> tuple[str, TowerConfig]:

@@ -1,6 +1,7 @@
 """The shape of a LanguageBind tower, and its location according to an original checkpoint's config."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,22 @@ def tower_config(values: dict[str, Any]) -> TowerConfig:
 def locate_tower(name: str, checkpoint: str) -> str:
     """Return the folder or repository that `name` in the config of `checkpoint` refers to.
 
-    A folder's path is absolute or relative to the checkpoint's folder; any
-    other name is that of a repository.
+    A folder's path is absolute or relative to the checkpoint's folder. A path
+    that does not exist here, such as one of the trainer's machine, stands for
+    the folder beside the weights, or else for the published repository, that
+    has the same name. Any other name is that of a repository.
     """
     folder = Path(checkpoint) / name
-    return str(folder) if folder.is_dir() else name
+    if folder.is_dir():
+        return str(folder)
+    if cached := re.search(r"(?:^|/)models--([^/]+?)--([^/]+)(?:/|$)", name):
+        name = f"{cached[1]}/{cached[2]}"
+    last = Path(name).name
+    if (beside := Path(checkpoint) / last).is_dir() and last:
+        return str(beside)
+    is_path = name.startswith(("/", ".", "~")) or name.count("/") != 1
+    published = next((repository for repository in _OFFICIAL_SHAPES if Path(repository).name == last), None)
+    return published if is_path and published else name
 
 
 def read_tower_config(field: str, location: str) -> TowerConfig:

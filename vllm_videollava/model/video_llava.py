@@ -1,6 +1,6 @@
 """Video-LLaVA for vLLM: two LanguageBind towers, a projector, and LLaMA."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, Literal
 
@@ -26,6 +26,8 @@ from vllm.utils.tensor_schema import TensorSchema, TensorShape
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
 from vllm_videollava.model.encoder_graphs import EncoderGraphs
+from vllm_videollava.model.files import CheckpointFiles
+from vllm_videollava.model.merging import merge
 from vllm_videollava.model.names import TENSOR_NAMES
 from vllm_videollava.model.processing import (
     VideoLlavaDummyInputsBuilder,
@@ -105,7 +107,10 @@ class VideoLlavaForConditionalGeneration(
                 architectures=["LlamaForCausalLM"],
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+        self._files = CheckpointFiles(vllm_config.model_config)
         self._weights_loader = StrictWeightsLoader(self, self.num_layers)
+        # Weights that are drawn at random may be replaced part by part.
+        self._loads_whole = vllm_config.load_config.load_format != "dummy"
 
     def _make_tower(self, config: TowerConfig, vllm_config: VllmConfig, prefix: str, name: str) -> LanguageBindTower:
         layer = self.config.vision_feature_layer
@@ -166,27 +171,37 @@ class VideoLlavaForConditionalGeneration(
         return self.language_model.compute_logits(hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint of either format.
+        """Load a checkpoint of either format, or a part of one into a model that has been loaded before.
 
         Raises:
-            ValueError: a tensor is unexpected, is missing, or has a wrong shape.
+            ValueError: a tensor is unexpected or has a wrong shape, or one of a whole checkpoint is missing.
         """
-        return self._weights_loader.load(weights)
+        if fine_tune := self._files.fine_tune:
+            weights = merge(weights, fine_tune.adapter)
+        filled = self._weights_loader.load(weights)
+        if self._loads_whole:
+            self._weights_loader.check_complete()
+        self._loads_whole = False
+        return filled
 
     @property
-    def secondary_weights(self) -> list[DefaultModelLoader.Source]:
-        """Return the sources of the towers that the checkpoint did not contain.
+    def allow_patterns_overrides(self) -> list[str] | None:
+        """Return what vLLM's loader is to read first, or None if it may choose."""
+        return self._files.first_patterns
 
-        vLLM's loader reads this property after it has loaded the checkpoint.
+    @property
+    def secondary_weights(self) -> Iterator[DefaultModelLoader.Source]:
+        """Return what vLLM's loader is to read then.
+
+        The loader reads this property when it has read the first files of a
+        whole checkpoint.
         """
-        sources = {"image_tower": self.config.image_tower_source, "video_tower": self.config.video_tower_source}
-        return [
-            DefaultModelLoader.Source(location, revision=None, prefix=f"{tower}.")
-            for tower, location in sources.items()
-            if location
-            and isinstance(getattr(self, tower), LanguageBindTower)
-            and not self._weights_loader.has_seen(f"{tower}.")
-        ]
+        self._loads_whole = True
+        return self._files.other_sources(self._lacks_tower)
+
+    def _lacks_tower(self, name: str) -> bool:
+        tower = getattr(self, name)
+        return isinstance(tower, LanguageBindTower) and not self._weights_loader.has_seen(f"{name}.")
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(

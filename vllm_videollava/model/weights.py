@@ -16,14 +16,12 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer
 
+from vllm_videollava.model.merging import join_names
 from vllm_videollava.model.names import TENSOR_NAMES, UNUSED
-
-MOST_NAMES = 8
-"""The maximum number of tensors that one sentence lists."""
 
 
 class StrictWeightsLoader:
-    """Fills a model from a checkpoint, and refuses a checkpoint that does not fit.
+    """Fills a model from a checkpoint or from a part of one, and refuses tensors that do not fit.
 
     Args:
         model: a model that has not been filled yet.
@@ -42,28 +40,35 @@ class StrictWeightsLoader:
         self._surplus: list[str] = []
 
     def has_seen(self, prefix: str) -> bool:
-        """Return whether any tensor whose name begins with `prefix` has been loaded so far."""
+        """Return whether the last call of `load` has met a tensor whose name begins with `prefix`, so far."""
         return any(name.startswith(prefix) for name in self._seen)
 
     def load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Fill the parameters; a later call may bring some of the tensors again.
+        """Fill the parameters that some tensors are for.
 
         Returns:
             The names of the filled parameters.
 
         Raises:
             ValueError: a tensor is unexpected, has a wrong shape, or differs
-                from one that it is tied to, or a parameter is left unfilled.
-                The sentence names them.
+                from one that it is tied to. The sentence names it.
         """
+        self._seen, self._surplus = set(), []
         filled = AutoWeightsLoader(self._model).load_weights(
             self._select(weights), mapper=LlamaForCausalLM.hf_to_vllm_mapper
         )
         if self._surplus:
-            raise ValueError(f"The checkpoint has tensors that this model does not use: {_join(self._surplus)}.")
-        if missing := self._expected.keys() - self._seen:
-            raise ValueError(f"The checkpoint lacks tensors that this model needs: {_join(missing)}.")
+            raise ValueError(f"The checkpoint has tensors that this model does not use: {join_names(self._surplus)}.")
         return filled
+
+    def check_complete(self) -> None:
+        """Check that the last call of `load` has met every tensor.
+
+        Raises:
+            ValueError: a parameter was left as it was. The sentence names it.
+        """
+        if missing := self._expected.keys() - self._seen:
+            raise ValueError(f"The checkpoint lacks tensors that this model needs: {join_names(missing)}.")
 
     def _select(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         shared: dict[str, torch.Tensor] = {}
@@ -144,8 +149,3 @@ def _output_sizes(module: LinearBase) -> Sequence[int]:
         key_size = module.total_num_kv_heads * module.head_size
         return module.total_num_heads * module.head_size, key_size, key_size
     return module.output_sizes if isinstance(module, MergedColumnParallelLinear) else [module.output_size]
-
-
-def _join(names: Iterable[str]) -> str:
-    first, others = (ordered := sorted(names))[:MOST_NAMES], ordered[MOST_NAMES:]
-    return ", ".join(first) + (f" and {len(others)} more" if others else "")

@@ -1,0 +1,53 @@
+"""Tells vLLM's loader which files make up a checkpoint: a fine-tune's own, its base's, its towers'."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vllm.config import ModelConfig
+from vllm.model_executor.model_loader import DefaultModelLoader
+
+from vllm_videollava.checkpoints.fine_tune import FineTune, find_fine_tune
+from vllm_videollava.checkpoints.weight_files import whole_model_pattern
+from vllm_videollava.model.merging import BASE
+
+Source = DefaultModelLoader.Source
+
+
+class CheckpointFiles:
+    """The files of the checkpoint that `model_config` names; vLLM changes the name when other weights are loaded."""
+
+    def __init__(self, model_config: ModelConfig) -> None:
+        self._model_config = model_config
+
+    @property
+    def fine_tune(self) -> FineTune | None:
+        values = self._model_config.hf_config.original_values or {}
+        return find_fine_tune(self._model_config.model, values)
+
+    @property
+    def first_patterns(self) -> list[str] | None:
+        """Return the patterns for the checkpoint's first files, or None for vLLM's own choice."""
+        if fine_tune := self.fine_tune:
+            return [fine_tune.files[0]]
+        return _patterns(self._model_config.model)
+
+    def other_sources(self, lacks_tower: Callable[[str], bool]) -> Iterator[Source]:
+        """Yield the sources of what the checkpoint's first files lack.
+
+        Args:
+            lacks_tower: whether the sources before this one have lacked a tower, `image_tower` or `video_tower`.
+        """
+        config = self._model_config.hf_config
+        if fine_tune := self.fine_tune:
+            for name in fine_tune.files[1:]:
+                yield Source(self._model_config.model, None, allow_patterns_overrides=[name])
+            base = config.base_model
+            yield Source(base, None, prefix=BASE, allow_patterns_overrides=_patterns(base))
+        for tower, location in (("image_tower", config.image_tower_source), ("video_tower", config.video_tower_source)):
+            if location and lacks_tower(tower):
+                yield Source(location, None, prefix=f"{tower}.")
+
+
+def _patterns(checkpoint: str) -> list[str] | None:
+    pattern = whole_model_pattern(Path(checkpoint)) if Path(checkpoint).is_dir() else None
+    return pattern and [pattern]
