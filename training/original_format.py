@@ -63,7 +63,7 @@ def write_files(
     return folder
 
 
-def write_json(path: Path, values: dict) -> None:
+def write_json(path: Path, values: dict | list) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")
 
 
