@@ -218,6 +218,7 @@ def test_the_folder_is_as_the_originals(tuned):
     }
     assert {tensor.dtype for tensor in (*adapter.values(), *trainables.values())} == {torch.float32}
     assert own.pop("_name_or_path") == str(base)
+    assert json.loads((output / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     moved = {f"mm_{kind}_tower": str(base / values[f"mm_{kind}_tower"]) for kind in ("image", "video") if is_original}
     values.pop("_name_or_path", None)
     assert own == values | moved
