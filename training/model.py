@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.activations import ACT2FN
 
 from vllm_videollava.decoding.pixels import IMAGE_MEAN, IMAGE_STD
 
@@ -24,12 +25,14 @@ class Attention(nn.Module):
 
 
 class TowerMLP(nn.Module):
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(self, config: dict) -> None:
         super().__init__()
+        hidden_size, intermediate_size = config["hidden_size"], config["intermediate_size"]
         self.fc1, self.fc2 = nn.Linear(hidden_size, intermediate_size), nn.Linear(intermediate_size, hidden_size)
+        self.activation = ACT2FN[config["hidden_act"]]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class TowerLayer(nn.Module):
@@ -46,7 +49,7 @@ class TowerLayer(nn.Module):
             self.temporal_attn = Attention(size, heads)
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(size, eps=eps), nn.LayerNorm(size, eps=eps)
         self.self_attn = Attention(size, heads)
-        self.mlp = TowerMLP(size, config["intermediate_size"])
+        self.mlp = TowerMLP(config)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # [F, N, D]
         if self.num_frames:

@@ -1,13 +1,14 @@
 """Writes the files of a checkpoint in the original's format, and trains its tokenizer."""
 
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
 import torch
 from safetensors.torch import save
+
+from vllm_videollava.conversion.small_files import write_json
 
 IMAGE_TOWER_FOLDER, VIDEO_TOWER_FOLDER = "LanguageBind_Image", "LanguageBind_Video_merge"
 # The fields that all checkpoints of this format share.
@@ -61,10 +62,6 @@ def write_files(
     # Written like any other file, because `save_file` makes a file that only its owner may read.
     (folder / "model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     return folder
-
-
-def write_json(path: Path, values: dict) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def train_tokenizer(sentences: Iterable[str], vocab_size: int) -> bytes:

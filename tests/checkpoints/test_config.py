@@ -13,8 +13,8 @@ from transformers import VideoLlavaConfig as TransformersConfig
 import vllm_videollava
 from helpers.checkpoints import change_config, copy_checkpoint, write_transformers_checkpoint
 from helpers.random_checkpoint import CONFIG, TOWER
-from training.original_format import write_json
 from vllm_videollava.checkpoints.config import ARCHITECTURE, VideoLlavaConfig, check_config
+from vllm_videollava.conversion.small_files import write_json
 
 # config.json of LanguageBind/Video-LLaVA-7B, as far as it matters.
 OFFICIAL = {

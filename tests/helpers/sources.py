@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.checkpoints import change_tensors
-from training.original_format import write_json
+from vllm_videollava.conversion.small_files import write_json
 
 TOWERS = {"image_tower": "LanguageBind_Image", "video_tower": "LanguageBind_Video_merge"}
 SCALE = 2.0

@@ -1,15 +1,12 @@
 """Writes a checkpoint anew, as one folder that can be served on its own."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import AutoConfig
 
 from vllm_videollava.checkpoints.adapter_config import read_json_object
-from vllm_videollava.checkpoints.config import VideoLlavaConfig, check_config, is_original_format, register
-from vllm_videollava.checkpoints.fine_tune import find_fine_tune
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.weight_files import find_file
 from vllm_videollava.conversion.completeness import select
 from vllm_videollava.conversion.folder import check_new, check_space, new_folder
@@ -17,10 +14,9 @@ from vllm_videollava.conversion.original_format import OriginalFormat
 from vllm_videollava.conversion.output import Output
 from vllm_videollava.conversion.quantization import check_quantisable, quantization_config
 from vllm_videollava.conversion.small_files import GENERATION_CONFIG, copy_files, write_json
-from vllm_videollava.conversion.source import EMBEDDINGS, Model, open_model
+from vllm_videollava.conversion.source import EMBEDDINGS, Model, open_model, read_config
 from vllm_videollava.conversion.transformers_format import FromOriginal, TransformersFormat
 from vllm_videollava.conversion.writing import write_shards
-from vllm_videollava.decoding.errors import shorten
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _OTHER_FILES = 64 << 20
@@ -71,7 +67,7 @@ def convert(
         ValueError: the source cannot be served, the folder exists, or the disk is full. The folder has not been made.
     """
     check_new(out)
-    config = _read_config(source, base)
+    config = read_config(source, base)
     if bits:
         check_quantisable(config.text_config.hidden_size, config.text_config.intermediate_size, bits)
     new_format = _choose_format(source, config, to_transformers)
@@ -89,28 +85,6 @@ def convert(
     if isinstance(new_format, FromOriginal) and config.video_config.add_time_attn:
         return [f"{out} lacks the video tower's attention over time, which transformers' model does not have."]
     return []
-
-
-def _read_config(checkpoint: str, base: str | None) -> VideoLlavaConfig:
-    path = None
-    # Raised for a path that is no folder and cannot be a repository either.
-    with suppress(OSError):
-        path = find_file(checkpoint, "config.json")
-    if path is None:
-        raise ValueError(f"{checkpoint} has no config.json; it must be the folder or repository of a checkpoint.")
-    values = read_json_object(path)
-    if not is_original_format(values) and values.get("model_type") != VideoLlavaConfig.model_type:
-        raise ValueError(f"{checkpoint} is not Video-LLaVA: its model_type is {shorten(values.get('model_type'))}.")
-    if values.get("quantization_config") or values.get("compression_config"):
-        raise ValueError(f"{checkpoint} is quantised; only weights that are not can be converted.")
-    register()
-    config = AutoConfig.from_pretrained(checkpoint)
-    if base:
-        if not find_fine_tune(checkpoint, config.original_values or {}):
-            raise ValueError(f"--base is {base}, but {checkpoint} has no adapter and is not a projector alone.")
-        config.update({"base_model": str(Path(base).absolute()) if Path(base).is_dir() else base})
-    check_config(config, checkpoint, "name the base with --base FOLDER OR REPOSITORY")
-    return config
 
 
 def _choose_format(checkpoint: str, config: VideoLlavaConfig, to_transformers: bool) -> Format:

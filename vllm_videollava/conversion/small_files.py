@@ -39,5 +39,5 @@ def copy_files(checkpoint: str, names: tuple[str, ...], folder: Path) -> None:
             shutil.copyfile(path, folder / name)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any] | list[Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,11 +1,23 @@
-"""Finds the tensors of a checkpoint, wherever they lie: a fine-tune's own, its base's, its towers'."""
+"""Opens a checkpoint: its config, and its tensors wherever they lie (a fine-tune's own, its base's, its towers')."""
+
+from contextlib import suppress
+from pathlib import Path
 
 import torch
+from transformers import AutoConfig
 
-from vllm_videollava.checkpoints.config import TOWER_FIELDS, VideoLlavaConfig
+from vllm_videollava.checkpoints.adapter_config import read_json_object
+from vllm_videollava.checkpoints.config import (
+    TOWER_FIELDS,
+    VideoLlavaConfig,
+    check_config,
+    is_original_format,
+    register,
+)
 from vllm_videollava.checkpoints.fine_tune import FineTune, find_fine_tune
 from vllm_videollava.checkpoints.weight_files import find_file, whole_model_files
 from vllm_videollava.conversion.files import StoredTensor, read_all, store
+from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.model.merging import Factors, add, join_names, split_own
 
 EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
@@ -14,12 +26,43 @@ Model = dict[str, StoredTensor]
 """Tensors by this model's names."""
 
 
+def read_config(checkpoint: str, base: str | None = None) -> VideoLlavaConfig:
+    """Read and check the config of a checkpoint that is not quantised.
+
+    Args:
+        checkpoint: the folder or repository.
+        base: the base's folder or repository, if the checkpoint is a fine-tune that does not name it.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it cannot be served.
+    """
+    path = None
+    # Raised for a path that is no folder and cannot be a repository either.
+    with suppress(OSError):
+        path = find_file(checkpoint, "config.json")
+    if path is None:
+        raise ValueError(f"{checkpoint} has no config.json; it must be the folder or repository of a checkpoint.")
+    values = read_json_object(path)
+    if not is_original_format(values) and values.get("model_type") != VideoLlavaConfig.model_type:
+        raise ValueError(f"{checkpoint} is not Video-LLaVA: its model_type is {shorten(values.get('model_type'))}.")
+    if values.get("quantization_config") or values.get("compression_config"):
+        raise ValueError(f"{checkpoint} is quantised; only weights that are not can be converted.")
+    register()
+    config = AutoConfig.from_pretrained(checkpoint)
+    if base:
+        if not find_fine_tune(checkpoint, config.original_values or {}):
+            raise ValueError(f"--base is {base}, but {checkpoint} has no adapter and is not a projector alone.")
+        config.update({"base_model": str(Path(base).absolute()) if Path(base).is_dir() else base})
+    check_config(config, checkpoint, "name the base with --base FOLDER OR REPOSITORY")
+    return config
+
+
 def open_model(checkpoint: str, config: VideoLlavaConfig) -> Model:
     """Return a checkpoint's tensors, with a fine-tune's in its base's; weights that an adapter changes are float32.
 
     Args:
         checkpoint: the folder or repository; files may have to be downloaded.
-        config: its config, which `check_config` has checked.
+        config: its config, which `read_config` has checked.
 
     Raises:
         ValueError: there are no weights, a file cannot be read, or a fine-tune does not fit its base.

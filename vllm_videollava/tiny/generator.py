@@ -62,11 +62,19 @@ def write_examples(folder: Path, num_videos: int, num_images: int, seed: int) ->
         )
         for index in range(num_images)
     ]
+    draw_files([*videos, *images])
+    return ask_about(videos, images, np.random.default_rng([seed, _WORDING, 0, _MARK]))
+
+
+def draw_files(scenes: list[Drawn]) -> None:
+    """Write each scene to its file, in several processes."""
     # The processes are not forked, because the caller may have threads.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as executor:
-        list(executor.map(_write, [*videos, *images], chunksize=4))
+        list(executor.map(_write, scenes, chunksize=4))
 
-    rng = np.random.default_rng([seed, _WORDING, 0, _MARK])
+
+def ask_about(videos: list[Drawn], images: list[Drawn], rng: np.random.Generator) -> list[Example]:
+    """Return every question about some clips and images, and about pairs of them as in `write_examples`."""
     examples = [
         Example((path,), question) for scene, path in (*videos, *images) for question in questions_about(scene, rng)
     ]
