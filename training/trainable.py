@@ -20,7 +20,7 @@ DROPOUT = 0.05
 
 
 class TrainableVideoLlava(nn.Module):
-    """The model; its parameters have the package's names, see `vllm_videollava.model.names`.
+    """The model; its parameters have the package's names, see `vllm_videollava.tensors.names`.
 
     LLaMA is bfloat16 on a GPU. What is trained is float32, and so are the towers.
 

@@ -176,6 +176,16 @@ def check_all_adapters(renderer_class: type) -> None:
     serving.OpenAIServingModels.load_lora_adapter = check_and_load
 
 
+def swaps_patterns() -> bool:
+    """Return whether vLLM heeds the rank_pattern and alpha_pattern of an adapter; 0.29 to 0.31 ignore them.
+
+    Remove when the oldest supported vLLM is 0.32.
+    """
+    from vllm.lora.peft_helper import PEFTHelper
+
+    return hasattr(PEFTHelper, "get_rank_and_scaling")
+
+
 def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
     """Have `prepare` called with each model's config before vLLM looks for the model's tokenizer.
 

@@ -25,7 +25,7 @@ from vllm_videollava.checkpoints.tower_config import OFFICIAL_IMAGE_TOWER, OFFIC
 from vllm_videollava.conversion import files
 from vllm_videollava.conversion.completeness import is_computed_with, model_shapes
 from vllm_videollava.conversion.convert import convert
-from vllm_videollava.model.merging import canonical
+from vllm_videollava.tensors.merging import canonical
 
 
 @pytest.fixture

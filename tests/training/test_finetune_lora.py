@@ -24,7 +24,7 @@ from training.data_files import Entry, read_entries
 from training.finetune_lora import finetune, learning_rate_factor, parse_args
 from training.trainable import TrainableVideoLlava, load_model, read_base_config
 from vllm_videollava.checkpoints.fine_tune import find_fine_tune
-from vllm_videollava.model.merging import BASE, merge
+from vllm_videollava.tensors.merging import BASE, merge
 
 CPU = torch.device("cpu")
 RANK, ALPHA = 4, 8

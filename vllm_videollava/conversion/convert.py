@@ -14,9 +14,10 @@ from vllm_videollava.conversion.original_format import OriginalFormat
 from vllm_videollava.conversion.output import Output
 from vllm_videollava.conversion.quantization import check_quantisable, quantization_config
 from vllm_videollava.conversion.small_files import GENERATION_CONFIG, copy_files, write_json
-from vllm_videollava.conversion.source import EMBEDDINGS, Model, open_model, read_config
+from vllm_videollava.conversion.source import Model, open_model, read_config
 from vllm_videollava.conversion.transformers_format import FromOriginal, TransformersFormat
 from vllm_videollava.conversion.writing import write_shards
+from vllm_videollava.tensors.names import EMBEDDINGS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _OTHER_FILES = 64 << 20

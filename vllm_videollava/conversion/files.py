@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from vllm_videollava.model.merging import canonical
-from vllm_videollava.tensor_file import map_tensors
+from vllm_videollava.tensors.file import map_tensors
+from vllm_videollava.tensors.merging import canonical
 
 MOST_MAPPED = 1 << 28
 """Bytes that are read from a file before it is mapped anew, which takes those bytes out of this process's memory."""

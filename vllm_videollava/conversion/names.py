@@ -1,4 +1,4 @@
-"""Turns this model's names of tensors into those of a format; `model.names` does the opposite."""
+"""Turns this model's names of tensors into those of a format; `tensors.names` does the opposite."""
 
 from collections.abc import Mapping
 

@@ -18,9 +18,8 @@ from vllm_videollava.checkpoints.fine_tune import FineTune, find_fine_tune
 from vllm_videollava.checkpoints.weight_files import find_file, whole_model_files
 from vllm_videollava.conversion.files import StoredTensor, read_all, store
 from vllm_videollava.decoding.errors import shorten
-from vllm_videollava.model.merging import Factors, add, join_names, split_own
-
-EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+from vllm_videollava.tensors.merging import Factors, add, join_names, split_own
+from vllm_videollava.tensors.names import EMBEDDINGS, HEAD
 
 Model = dict[str, StoredTensor]
 """Tensors by this model's names."""

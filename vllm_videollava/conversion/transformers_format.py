@@ -10,7 +10,6 @@ from transformers import VideoLlavaConfig as TransformersConfig
 
 from vllm_videollava.checkpoints.config import ARCHITECTURE, VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
-from vllm_videollava.conversion.completeness import model_shapes
 from vllm_videollava.conversion.files import StoredTensor
 from vllm_videollava.conversion.names import replace_prefix
 from vllm_videollava.conversion.small_files import (
@@ -20,8 +19,10 @@ from vllm_videollava.conversion.small_files import (
     tokenizer_of,
     write_json,
 )
-from vllm_videollava.conversion.source import EMBEDDINGS, HEAD, Model
-from vllm_videollava.model.merging import join_names
+from vllm_videollava.conversion.source import Model
+from vllm_videollava.tensors.merging import join_names
+from vllm_videollava.tensors.names import EMBEDDINGS, HEAD
+from vllm_videollava.tensors.shapes import model_shapes
 
 # The oldest names, which every version of transformers reads.
 _PREFIXES = {

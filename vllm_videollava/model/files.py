@@ -8,7 +8,7 @@ from vllm.model_executor.model_loader import DefaultModelLoader
 
 from vllm_videollava.checkpoints.fine_tune import FineTune, find_fine_tune
 from vllm_videollava.checkpoints.weight_files import whole_model_pattern
-from vllm_videollava.model.merging import BASE
+from vllm_videollava.tensors.merging import BASE
 
 Source = DefaultModelLoader.Source
 

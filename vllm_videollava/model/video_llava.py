@@ -29,8 +29,6 @@ from vllm_videollava.checkpoints.tower_config import TowerConfig
 from vllm_videollava.compat import skip_rows_without_adapter
 from vllm_videollava.model.encoder_graphs import EncoderGraphs
 from vllm_videollava.model.files import CheckpointFiles
-from vllm_videollava.model.merging import merge
-from vllm_videollava.model.names import TENSOR_NAMES
 from vllm_videollava.model.processing import (
     VideoLlavaDummyInputsBuilder,
     VideoLlavaMultiModalProcessor,
@@ -39,6 +37,8 @@ from vllm_videollava.model.processing import (
 from vllm_videollava.model.projector import MultiModalProjector
 from vllm_videollava.model.tower import LanguageBindTower
 from vllm_videollava.model.weights import StrictWeightsLoader
+from vllm_videollava.tensors.merging import merge
+from vllm_videollava.tensors.names import TENSOR_NAMES
 from vllm_videollava.text.placeholders import sentinel
 
 

@@ -16,8 +16,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer
 
-from vllm_videollava.model.merging import join_names
-from vllm_videollava.model.names import TENSOR_NAMES, UNUSED
+from vllm_videollava.tensors.merging import join_names
+from vllm_videollava.tensors.names import TENSOR_NAMES, UNUSED
 
 
 class StrictWeightsLoader:

@@ -1,61 +1,127 @@
 """Checks a LoRA adapter before the engine loads it beside the served checkpoint."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from vllm.config import VllmConfig
-from vllm.lora.utils import get_adapter_absolute_path
+from vllm.lora.peft_helper import PEFTHelper
+from vllm.lora.utils import get_adapter_absolute_path, is_in_target_modules, parse_fine_tuned_lora_name
+from vllm.model_executor.models.llama import LlamaForCausalLM
 
-from vllm_videollava.checkpoints.fine_tune import TRAINABLES, find_fine_tune, read_adapter
+from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
+from vllm_videollava.checkpoints.fine_tune import ADAPTER_FILES, TRAINABLES, find_fine_tune, read_adapter
 from vllm_videollava.checkpoints.weight_files import check_file, find_file, whole_model_files
+from vllm_videollava.compat import swaps_patterns
 from vllm_videollava.decoding.errors import shorten
-from vllm_videollava.tensor_file import map_tensors
+from vllm_videollava.tensors.file import map_tensors
+from vllm_videollava.tensors.merging import join_names, split_own
+from vllm_videollava.tensors.names import EMBEDDINGS, HEAD
 
 _PROJECTOR = ("mm_projector.", "multi_modal_projector.")
 
 
 class AdapterGate:
-    """Lets adapters through that change only what vLLM swaps for each request, which the projector is not."""
+    """Lets adapters through that change only what vLLM swaps for each request, and that fit the served model."""
 
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._model_config, self._lora_config = vllm_config.model_config, vllm_config.lora_config
-        self._passed: set[str] = set()
+        self._folders: dict[str, Path] = {}
+        self._passed: dict[Path, list[tuple]] = {}
 
-    def check(self, path: str, *, again: bool = False) -> None:
-        """Check an adapter's folder or repository.
-
-        Args:
-            path: of the adapter.
-            again: whether to check it even if it has passed before.
+    def check(self, path: str) -> None:
+        """Check an adapter's folder or repository, unless its files are those of the last check.
 
         Raises:
-            ValueError: a file is missing or damaged, the adapter is of an unsupported kind, its rank is too high, or
-                it was trained together with another projector than the served one.
+            ValueError: a file is missing or damaged, the adapter does not fit the served model or is of an unsupported
+                kind, or it was trained together with another projector than the served one.
         """
-        if self._lora_config is None or (path in self._passed and not again):
+        if self._lora_config is None:
             return
-        folder = _find_folder(path)
-        self._check_files(folder)
-        self._check_projector(folder)
-        self._passed.add(path)
-
-    def _check_files(self, folder: Path) -> None:
+        if path not in self._folders:
+            self._folders[path] = _find_folder(path)
+        folder = self._folders[path]
+        if self._passed.get(folder) == (stamps := _stamps(folder)):
+            return
         config, name = read_adapter(str(folder))
         check_file(folder / name)
+        self._check_config(folder, config)
+        self._check_tensors(folder / name, config)
+        self._check_trainables(folder)
+        self._passed[folder] = stamps
+
+    def _check_config(self, folder: Path, config: AdapterConfig) -> None:
         rank, most = max(config.r, *config.rank_pattern.values(), 0), self._lora_config.max_lora_rank
         if rank > most:
             raise ValueError(f"{folder} has rank {rank}; start the server with --max-lora-rank {rank}, or serve it.")
+        if (config.rank_pattern or config.alpha_pattern) and not swaps_patterns():
+            raise ValueError(
+                f"{folder} has a rank_pattern or alpha_pattern, which this vLLM ignores; {_serve(folder)}."
+            )
+        try:
+            PEFTHelper.from_local_dir(str(folder), None).validate_legal(self._lora_config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"vLLM cannot swap {folder / ADAPTER_CONFIG}: {error}") from error
 
-    def _check_projector(self, folder: Path) -> None:
-        if not (folder / TRAINABLES).exists():
+    def _check_tensors(self, file: Path, config: AdapterConfig) -> None:
+        tensors = map_tensors(file)
+        try:
+            replacements, factors = split_own(tensors, config)
+            for name in tensors:
+                parse_fine_tuned_lora_name(name)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        if replacements:
+            raise ValueError(
+                f"{file} replaces {join_names(replacements)}, and vLLM swaps only matrices of LoRA; "
+                f"{_serve(file.parent)}."
+            )
+        for name, pair in factors.items():
+            self._check_factors(file, name, [pair.b.shape[0], pair.a.shape[1]])
+
+    def _check_factors(self, file: Path, name: str, shape: list[int]) -> None:
+        if name not in self._shapes:
+            raise ValueError(f"{file} changes {name}, which the served model does not have.")
+        if shape != list(self._shapes[name]):
+            raise ValueError(
+                f"{file} changes {name} as if its shape were {shape}, but the served model's has shape "
+                f"{list(self._shapes[name])}; the adapter belongs to another model."
+            )
+        if name in (EMBEDDINGS, HEAD):
+            raise ValueError(f"{file} changes {name}, which cannot be swapped; {_serve(file.parent)}.")
+        if not name.startswith("language_model.") and not self._lora_config.enable_tower_connector_lora:
+            raise ValueError(
+                f"{file} changes {name}; start the server with --enable-tower-connector-lora, or {_serve(file.parent)}."
+            )
+        module, targets = name.removesuffix(".weight"), self._lora_config.target_modules
+        if not is_in_target_modules(module, targets, LlamaForCausalLM.packed_modules_mapping):
+            raise ValueError(
+                f"{file} changes {name}, which --lora-target-modules {' '.join(targets)} leaves as it is; "
+                "start the server without that flag."
+            )
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        # This import takes a second, and few servers swap adapters.
+        from vllm_videollava.tensors.shapes import model_shapes
+
+        return model_shapes(self._model_config.hf_config)
+
+    def _check_trainables(self, folder: Path) -> None:
+        """Check what was trained beside the adapter."""
+        file = folder / TRAINABLES
+        if not file.exists():
             return
-        check_file(folder / TRAINABLES)
-        trained = dict(_projector_in(folder / TRAINABLES))
+        check_file(file)
+        tensors = map_tensors(file)
+        if others := [name for name in tensors if not _short(name)]:
+            raise ValueError(f"{file} has {join_names(others)}, and vLLM cannot swap that; {_serve(folder)}.")
+        trained = {_short(name): tensor for name, tensor in tensors.items()}
         if trained and not _are_equal(trained, self._served_projector()):
             raise ValueError(
-                f"{folder / TRAINABLES} has another projector than the served model, and vLLM cannot swap it; serve "
-                f"the folder itself (vllm serve {folder}), or serve it and swap in adapters trained with its projector."
+                f"{file} has another projector than the served model, and vLLM cannot swap it; {_serve(folder)}, or "
+                "serve that projector and swap in the adapters that were trained with it."
             )
 
     def _served_projector(self) -> dict[str, torch.Tensor]:
@@ -66,6 +132,16 @@ class AdapterGate:
                     return projector
             served = config.base_model
         return {name: tensor for file in whole_model_files(served) for name, tensor in _projector_in(file)}
+
+
+def _serve(folder: Path) -> str:
+    return f"serve the folder itself (vllm serve {folder})"
+
+
+def _stamps(folder: Path) -> list[tuple]:
+    """Return what changes whenever a file of an adapter is written."""
+    paths = [folder / name for name in (ADAPTER_CONFIG, *ADAPTER_FILES, TRAINABLES)]
+    return [(path, (stat := path.stat()).st_mtime_ns, stat.st_size) for path in paths if path.exists()]
 
 
 def _find_folder(path: str) -> Path:

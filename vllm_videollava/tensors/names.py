@@ -43,6 +43,8 @@ TENSOR_NAMES = WeightsMapper(
     }
 )
 
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+
 # Tensors that valid checkpoints may contain but this model does not need, by their names after mapping.
 UNUSED = tuple(
     re.compile(pattern)

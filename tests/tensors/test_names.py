@@ -2,7 +2,7 @@
 
 import re
 
-from vllm_videollava.model import names
+from vllm_videollava.tensors import names
 
 
 def test_the_worked_examples():

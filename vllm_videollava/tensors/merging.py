@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from vllm_videollava.checkpoints.adapter_config import AdapterConfig
-from vllm_videollava.model.names import TENSOR_NAMES
+from vllm_videollava.tensors.names import TENSOR_NAMES
 
 BASE = "base:"
 """Marks the names of the base's tensors, which come after the fine-tune's own."""
