@@ -38,6 +38,7 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         _check_frontend(model_config)
         check_overrides(model_config.hf_config, model_config.hf_overrides)
         check_config(model_config.hf_config, model_config.model)
+        _check_revision(model_config)
         check_media_io_kwargs(model_config.multimodal_config.media_io_kwargs, model_config.hf_config.num_frames)
         check_mm_processor_kwargs(model_config.multimodal_config.mm_processor_kwargs)
         os.environ["VLLM_MEDIA_CONNECTOR"] = connector.NAME
@@ -77,6 +78,15 @@ def _check_frontend(model_config) -> None:
         raise ValueError("--skip-tokenizer-init is set; this model needs its tokenizer to place images and videos.")
     if model_config.multimodal_config.enable_mm_embeds:
         raise ValueError("--enable-mm-embeds is set; this model does not take embeddings of images and videos.")
+
+
+def _check_revision(model_config) -> None:
+    """Refuse to mix revisions: vLLM reads only some of a fine-tune's files from the wanted one."""
+    if model_config.hf_config.base_model and model_config.revision and not os.path.isdir(model_config.model):
+        raise ValueError(
+            f"--revision is {model_config.revision}, but {model_config.model} is a fine-tune, of which only the main "
+            "revision can be served; download the other one, and serve its folder."
+        )
 
 
 def register() -> None:

@@ -110,3 +110,29 @@ def _llama(base: Path, tensors: dict[str, torch.Tensor]) -> LlamaForCausalLM:
 
 def _clone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def write_lora_of_towers(root: Path, base: Path) -> Tuned:
+    """Write an adapter of the linear layers of both towers and of the projector, all at random.
+
+    The whole checkpoint gets the sums by LoRA's formula, since no library has
+    a model of these towers for peft to adapt.
+    """
+    torch.manual_seed(0)
+    folder, whole = root / "lora", copy_checkpoint(base, root / "whole")
+    rank, alpha = 4, 6
+    factors, sums = {}, {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if weight.ndim == 2 and name.endswith("_proj.weight" if "_tower" in name else "mm_projector.0.weight"):
+            outputs, inputs = weight.shape
+            a, b = torch.randn(rank, inputs) * 0.15, torch.randn(outputs, rank) * 0.15
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            factors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+            sums[name] = weight + alpha / rank * b @ a
+    folder.mkdir(parents=True)
+    save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = sorted({name.split(".")[-3] for name in factors})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))
+    change_tensors(whole, lambda tensors: tensors.update(sums))
+    return Tuned(folder, whole)

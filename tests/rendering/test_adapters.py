@@ -8,14 +8,22 @@ import torch
 from safetensors.torch import load_file
 from vllm.engine.arg_utils import EngineArgs
 
-from helpers.fine_tunes import write_lora
+from helpers.fine_tunes import change_adapter, change_adapter_config, write_lora, write_lora_of_towers
 from vllm_videollava.rendering.adapters import AdapterGate
 
 
 @pytest.fixture(scope="module")
-def gate(checkpoint):
-    config = EngineArgs(str(checkpoint), dtype="float32", enable_lora=True, max_lora_rank=8).create_engine_config()
-    return AdapterGate(config)
+def make_gate(checkpoint):
+    def make(**flags) -> AdapterGate:
+        args = EngineArgs(str(checkpoint), dtype="float32", enable_lora=True, max_lora_rank=8, **flags)
+        return AdapterGate(args.create_engine_config())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def gate(make_gate):
+    return make_gate()
 
 
 @pytest.fixture
@@ -67,3 +75,91 @@ def test_a_folder_without_an_adapter_is_refused(gate, adapter):
 def test_an_adapter_that_cannot_be_found_is_refused(gate, path, sentence):
     with pytest.raises(ValueError, match=re.escape(sentence)):
         gate.check(path)
+
+
+def rename(old: str, new: str):
+    def change(tensors) -> None:
+        for name in list(tensors):
+            tensors[name.replace(old, new)] = tensors.pop(name)
+
+    return change
+
+
+def widen(tensors) -> None:
+    for name in tensors:
+        if name.endswith("lora_A.weight"):
+            tensors[name] = torch.ones(4, 2 * tensors[name].shape[1])
+
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+# Each would end the engine, or leave a part of the adapter out without a word.
+UNFIT = {
+    "another model's width": (widen, "changes language_model.model.layers.0.mlp.down_proj.weight as if its shape were"),
+    "another model's layers": (rename("layers.1.", "layers.70."), "layers.70.mlp.down_proj.weight, which the served"),
+    "another model's names": (
+        rename("q_proj", "query"),
+        "changes language_model.model.layers.0.self_attn.query.weight",
+    ),
+    "several adapters in one file": (rename("lora_A.weight", "lora_A.default.weight"), "is unsupported LoRA weight"),
+    "half a pair": (lambda tensors: tensors.pop(next(iter(tensors))), "The adapter lacks the tensor lora_A of"),
+    "a bias": (
+        lambda tensors: tensors.update(
+            {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(128)}
+        ),
+        "is unsupported LoRA weight",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), UNFIT.values(), ids=UNFIT)
+def test_an_adapter_that_does_not_fit_is_refused(gate, adapter, change, sentence):
+    change_adapter(adapter, change)
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        gate.check(str(adapter))
+    assert str(adapter / "adapter_model.safetensors") in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_head_and_embeddings_are_not_swapped(gate, checkpoint, tmp_path, target):
+    adapter = write_lora(tmp_path, checkpoint, projector=False, target_modules=[target]).folder
+    with pytest.raises(ValueError, match=r"serve the folder itself"):
+        gate.check(str(adapter))
+
+
+def test_the_kinds_that_vllm_refuses_are_refused(gate, adapter):
+    change_adapter_config(adapter, modules_to_save=["embed_tokens"])
+    with pytest.raises(ValueError, match=r"vLLM cannot swap .*adapter_config\.json: .*modules_to_save"):
+        gate.check(str(adapter))
+
+
+def test_towers_need_vllms_flag(gate, make_gate, checkpoint, tmp_path):
+    adapter = str(write_lora_of_towers(tmp_path, checkpoint).folder)
+    with pytest.raises(ValueError, match="start the server with --enable-tower-connector-lora"):
+        gate.check(adapter)
+    make_gate(enable_tower_connector_lora=True).check(adapter)
+
+
+def test_the_flag_for_targets_must_not_leave_any_out(make_gate, adapter):
+    make_gate(lora_target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]).check(str(adapter))
+    with pytest.raises(ValueError, match=r"up_proj\.weight, which --lora-target-modules leaves out"):
+        make_gate(lora_target_modules=["qkv_proj", "o_proj", "down_proj"]).check(str(adapter))
+
+
+def test_what_was_trained_beside_adapter_and_projector_is_not_swapped(gate, adapter):
+    torch.save({"base_model.model.model.embed_tokens.weight": torch.ones(3, 3)}, adapter / "non_lora_trainables.bin")
+    with pytest.raises(ValueError, match=r"non_lora_trainables\.bin has .*embed_tokens\.weight, and vLLM cannot swap"):
+        gate.check(str(adapter))
+
+
+def test_patterns_are_refused_where_vllm_ignores_them(gate, adapter, monkeypatch):
+    change_adapter_config(adapter, alpha_pattern={"q_proj": 3})
+    monkeypatch.setattr("vllm_videollava.rendering.adapters.swaps_patterns", lambda: False)
+    with pytest.raises(ValueError, match="has rank_pattern or alpha_pattern, which this vLLM ignores"):
+        gate.check(str(adapter))
+
+
+def test_a_file_that_was_written_anew_is_checked_anew(gate, adapter):
+    gate.check(str(adapter))
+    change_adapter(adapter, widen)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        gate.check(str(adapter))

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,51 +11,40 @@ from safetensors.torch import load_file
 from vllm.exceptions import VLLMValidationError
 
 from helpers.asking import answer_of, ask, clip, parts, picture
-from helpers.fine_tunes import change_adapter_config, write_lora
+from helpers.fine_tunes import change_adapter_config, write_lora, write_lora_of_towers
 from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
+from vllm_videollava.conversion.convert import convert
 
 MEDIA = [clip(1), picture(2)]
 QUESTION = "What does the video show?"
+SWAPPING = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
 
 
 @pytest.fixture(scope="module")
 def tuned(checkpoint, tmp_path_factory):
-    """Fine-tunes: one with its own projector, and two with the base's."""
+    """Fine-tunes: one with its own projector, one of the towers, and two with the base's projector."""
     root = tmp_path_factory.mktemp("tuned")
     return {
         "own projector": write_lora(root / "own", checkpoint, lora_alpha=8),
+        "towers": write_lora_of_towers(root / "towers", checkpoint),
         "a": write_lora(root / "a", checkpoint, seed=1, projector=False, lora_alpha=8),
         "b": write_lora(root / "b", checkpoint, seed=2, projector=False, use_rslora=True),
     }
 
 
-def run(folder, **options):
+@contextmanager
+def engine(folder, **options):
     from vllm import LLM
 
-    return LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=1024, **options)
-
-
-def reference(folder):
-    return reference_answer(folder, [pixels_of(medium) for medium in MEDIA], QUESTION)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_served_folder_answers_as_the_original_with_the_merged_checkpoint(tuned, ranks, monkeypatch):
-    if ranks > 1:
-        cores = sorted(os.sched_getaffinity(0))
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
-    llm = run(tuned["own projector"].folder, tensor_parallel_size=ranks)
+    llm = LLM(str(folder), dtype="float32", enforce_eager=True, max_model_len=1024, **options)
     try:
-        assert_same(ask(llm, MEDIA, QUESTION, STEPS), reference(tuned["own projector"].whole))
+        yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
 
 
-@pytest.fixture(scope="module")
-def swapping(checkpoint):
-    llm = run(checkpoint, enable_lora=True, max_loras=2, max_lora_rank=8)
-    yield llm
-    llm.llm_engine.engine_core.shutdown()
+def reference(folder):
+    return reference_answer(folder, [pixels_of(medium) for medium in MEDIA], QUESTION)
 
 
 def swap_in(tuned, name: str):
@@ -63,27 +53,52 @@ def swap_in(tuned, name: str):
     return LoRARequest(name, list(tuned).index(name) + 1, str(tuned[name].folder))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_served_converted_swapped_in_and_merged_by_peft_agree(tuned, ranks, tmp_path, monkeypatch):
+    if ranks > 1:
+        cores = sorted(os.sched_getaffinity(0))
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+    folder, whole = tuned["own projector"]
+    convert(str(folder), tmp_path / "converted")
+    answers = []
+    for served in (whole, folder, tmp_path / "converted"):
+        with engine(served, tensor_parallel_size=ranks) as llm:
+            answers.append(ask(llm, MEDIA, QUESTION, STEPS))
+    with engine(projector_of(folder, tmp_path / "projector"), tensor_parallel_size=ranks, **SWAPPING) as llm:
+        answers.append(ask(llm, MEDIA, QUESTION, STEPS, lora_request=swap_in(tuned, "own projector")))
+    assert_same(answers[0], reference(whole))
+    for tokens, logprobs in answers[1:]:
+        assert tokens == answers[0][0]
+        assert logprobs == pytest.approx(answers[0][1], abs=1e-4)
+
+
+def projector_of(lora, folder):
+    """Write the projector of a LoRA's folder as that of a projector alone, on the same base."""
+    folder.mkdir()
+    shutil.copy(lora / "config.json", folder)
+    own = torch.load(lora / "non_lora_trainables.bin", weights_only=True)
+    torch.save(
+        {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}, folder / "mm_projector.bin"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def swapping(checkpoint):
+    with engine(checkpoint, enable_tower_connector_lora=True, **SWAPPING) as llm:
+        yield llm
+
+
 def test_adapters_and_the_base_in_one_batch_do_not_mix(swapping, tuned, checkpoint):
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=1, ignore_eos=True)
-    names = ["a", None, "b", "b", "a", None]
+    names = ["a", None, "b", "towers", "b", "a", None, "towers"]
     chats = [[{"role": "user", "content": parts(MEDIA, QUESTION)}] for _ in names]
     requests = [name and swap_in(tuned, name) for name in names]
     outputs = swapping.chat(chats, params, lora_request=requests, use_tqdm=False)
     for name, output in zip(names, outputs, strict=True):
         assert_same(answer_of(output), reference(tuned[name].whole if name else checkpoint))
-
-
-def test_swapped_in_and_merged_agree_closely(swapping, tuned):
-    ours = ask(swapping, MEDIA, QUESTION, STEPS, lora_request=swap_in(tuned, "b"))
-    llm = run(tuned["b"].folder)
-    try:
-        merged = ask(llm, MEDIA, QUESTION, STEPS)
-    finally:
-        llm.llm_engine.engine_core.shutdown()
-    assert ours[0] == merged[0]
-    assert ours[1] == pytest.approx(merged[1], abs=1e-4)
 
 
 def test_a_projector_that_cannot_be_swapped_is_refused(swapping, tuned):

@@ -8,7 +8,6 @@ import torch
 from vllm.config import VllmConfig
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import get_adapter_absolute_path, is_in_target_modules, parse_fine_tuned_lora_name
-from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
 from vllm_videollava.checkpoints.fine_tune import ADAPTER_FILES, TRAINABLES, find_fine_tune, read_adapter
@@ -94,16 +93,23 @@ class AdapterGate:
             raise ValueError(
                 f"{file} changes {name}; start the server with --enable-tower-connector-lora, or {_serve(file.parent)}."
             )
-        module, targets = name.removesuffix(".weight"), self._lora_config.target_modules
-        if not is_in_target_modules(module, targets, LlamaForCausalLM.packed_modules_mapping):
+        if self._is_left_out(name.removesuffix(".weight")):
             raise ValueError(
-                f"{file} changes {name}, which --lora-target-modules {' '.join(targets)} leaves as it is; "
-                "start the server without that flag."
+                f"{file} changes {name}, which --lora-target-modules leaves out; start the server without that flag."
             )
+
+    def _is_left_out(self, module: str) -> bool:
+        targets = self._lora_config.target_modules
+        if targets is None:
+            return False
+        # This import takes long, and few servers need it.
+        from vllm.model_executor.models.llama import LlamaForCausalLM
+
+        return not is_in_target_modules(module, targets, LlamaForCausalLM.packed_modules_mapping)
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
-        # This import takes a second, and few servers swap adapters.
+        # This import takes long, and few servers swap adapters.
         from vllm_videollava.tensors.shapes import model_shapes
 
         return model_shapes(self._model_config.hf_config)
