@@ -51,8 +51,8 @@ def _int8_settings() -> dict[str, Any]:
     }
 
 
-def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
-    """Ask every question as a chat message, media first, and return the answers."""
+def answer(llm: "LLM", examples: Sequence[Example], **options: Any) -> list[str]:
+    """Ask every question as a chat message, media first, and return the answers; `options` are those of `LLM.chat`."""
     from vllm import SamplingParams
 
     chats = []
@@ -60,7 +60,7 @@ def answer(llm: "LLM", examples: Sequence[Example]) -> list[str]:
         media = zip(example.kinds, example.media, strict=True)
         parts = [messages.media_part(kind, messages.file_url(path)) for kind, path in media]
         chats.append(messages.question(example.question.text, parts))
-    outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=48))
+    outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=48), **options)
     return [output.outputs[0].text.strip() for output in outputs]
 
 

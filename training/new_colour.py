@@ -18,9 +18,9 @@ from vllm_videollava.conversion.small_files import write_json
 from vllm_videollava.tiny.generator import Example, ask_about, draw_files
 from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
-COLOUR = "pink"
-# The ranges of hue (in degrees), saturation and value, as in `world`.
-_HUE, _SATURATION, _VALUE = (318, 334), (0.6, 1.0), (0.8, 1.0)
+COLOUR = "cyan"
+# The ranges of hue (in degrees), saturation and value, as in `world`, where no hue lies between 145 and 212.
+_HUE, _SATURATION, _VALUE = (169, 187), (0.7, 1.0), (0.7, 1.0)
 # Appended to every seed, so that no scene here is one of the generator's or of the training scenes.
 _MARK = 3
 _VIDEO, _IMAGE, _WORDING, _CHOICE = range(4)

@@ -100,8 +100,7 @@ class Projector(nn.Module):
 
 def _make_tower(config: VideoLlavaConfig, tower_config) -> Tower:
     """Make a tower that computes its layers up to the wanted hidden state; the others are left out."""
-    layer = config.vision_feature_layer
-    count = layer if layer >= 0 else tower_config.num_hidden_layers + 1 + layer
+    count = config.num_computed_layers(tower_config)
     # A tower never computes its last layer.
     tower = Tower({**tower_config.to_dict(), "num_hidden_layers": count + 1})
     tower.encoder.layers[count] = tower.post_layernorm = nn.Identity()

@@ -1,5 +1,6 @@
 """Workarounds for gaps in vLLM and its CPU build; tests/test_compat.py fails when one of them can go."""
 
+import asyncio
 import functools
 import importlib.metadata
 import sys
@@ -168,7 +169,8 @@ def check_all_adapters(renderer_class: type) -> None:
         renderer = self.engine_client.renderer
         if isinstance(renderer, renderer_class):
             try:
-                renderer.check_adapter(request.lora_path)
+                # An adapter may have to be downloaded first, and other requests must not wait for that.
+                await asyncio.to_thread(renderer.check_adapter, request.lora_path)
             except ValueError as error:
                 return serving.create_error_response(str(error))
         return await load(self, request, *args, **kwargs)

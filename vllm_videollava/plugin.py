@@ -10,7 +10,7 @@ from vllm.tokenizers.registry import TokenizerRegistry
 
 from vllm_videollava.checkpoints import config
 from vllm_videollava.checkpoints.config import ARCHITECTURE, check_config, check_overrides
-from vllm_videollava.checkpoints.weight_files import find_file
+from vllm_videollava.checkpoints.weight_files import list_files
 from vllm_videollava.compat import prepare_model_configs
 from vllm_videollava.decoding.settings import read_settings
 from vllm_videollava.media import connector
@@ -44,17 +44,29 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
         os.environ["VLLM_MEDIA_CONNECTOR"] = connector.NAME
         _cache_in_one_process(model_config.multimodal_config)
 
+    @staticmethod
+    def verify_and_update_config(vllm_config) -> None:
+        model_config, load_format = vllm_config.model_config, vllm_config.load_config.load_format
+        if model_config.hf_config.base_model and load_format not in ("auto", "hf", "dummy"):
+            raise ValueError(
+                f"--load-format is {load_format}, but {model_config.model} is a fine-tune, whose files are of several "
+                "kinds; leave the flag out, or make the fine-tune a whole model with vllm-videollava convert."
+            )
+
 
 def _read_from_base(model_config) -> None:
     """Take the tokenizer and the generation config from a fine-tune's base, if the fine-tune comes without them."""
     if not isinstance(model_config.hf_config, config.VideoLlavaConfig):
         return
     folder, base = model_config.model, model_config.hf_config.base_model
+    if model_config.tokenizer == folder and "tokenizer_config.json" not in list_files(folder):
+        # Of what is wrong with a fine-tune, vLLM would only say that it has no tokenizer.
+        check_config(model_config.hf_config, folder)
+        if base:
+            model_config.tokenizer, model_config.tokenizer_revision = base, None
     if base is None:
         return
-    if model_config.tokenizer == folder and not find_file(folder, "tokenizer_config.json"):
-        model_config.tokenizer, model_config.tokenizer_revision = base, None
-    if model_config.generation_config == "auto" and not find_file(folder, "generation_config.json"):
+    if model_config.generation_config == "auto" and "generation_config.json" not in list_files(folder):
         model_config.generation_config = base
 
 
@@ -82,10 +94,12 @@ def _check_frontend(model_config) -> None:
 
 def _check_revision(model_config) -> None:
     """Refuse to mix revisions: vLLM reads only some of a fine-tune's files from the wanted one."""
-    if model_config.hf_config.base_model and model_config.revision and not os.path.isdir(model_config.model):
+    # vLLM has resolved what the user named, if anything.
+    revision = getattr(model_config.revision, "initial", model_config.revision)
+    if model_config.hf_config.base_model and revision and not os.path.isdir(model_config.model):
         raise ValueError(
-            f"--revision is {model_config.revision}, but {model_config.model} is a fine-tune, of which only the main "
-            "revision can be served; download the other one, and serve its folder."
+            f"--revision is {revision}, but {model_config.model} is a fine-tune, and only its main revision can be "
+            "served; download the other one, and serve its folder."
         )
 
 

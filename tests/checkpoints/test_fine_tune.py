@@ -16,6 +16,7 @@ from helpers.checkpoints import change_config, copy_checkpoint
 from helpers.fine_tunes import change_adapter_config, write_lora, write_projector
 from vllm_videollava.checkpoints.config import check_config
 from vllm_videollava.checkpoints.tower_config import locate_tower
+from vllm_videollava.checkpoints.weight_files import files_of_repository
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -133,12 +134,12 @@ MALFORMED = {
     "base of another machine": (
         "lora",
         adapter(base_model_name_or_path="/home/trainer/vicuna"),
-        "changes the model '/home/trainer/vicuna', which is no folder; name the base with --hf-overrides",
+        "changes the model '/home/trainer/vicuna', which is neither a folder nor a repository within reach; name the base",
     ),
     "base without weights": (
         "lora",
         adapter(base_model_name_or_path="."),
-        "but that folder does not have a whole model; name the base with --hf-overrides",
+        "which does not have a whole model; name the base with --hf-overrides",
     ),
     "no base": (
         "lora",
@@ -169,7 +170,7 @@ MALFORMED = {
     "projector without a base": (
         "projector",
         lambda folder: change_config(folder, _name_or_path="./checkpoints/vicuna"),
-        "changes the model './checkpoints/vicuna', which is no folder",
+        "changes the model './checkpoints/vicuna', which is neither a folder nor a repository within reach",
     ),
     "adapter beside a whole model": (
         "lora",
@@ -233,6 +234,50 @@ def test_a_tokenizer_of_its_own_or_of_a_flag_is_used(lora, checkpoint, whole):
     assert EngineArgs(model=str(lora)).create_model_config().tokenizer == str(lora)
 
 
+def test_what_held_the_base_in_4_bits_while_it_was_trained_does_not_quantise_it(lora):
+    """The original's training with --bits 4 leaves this in config.json."""
+    change_config(lora, quantization_config={"load_in_4bit": True, "quant_method": "bitsandbytes"})
+    assert not hasattr(read_config(lora), "quantization_config")
+
+
+@pytest.fixture
+def repository(lora, tmp_path, monkeypatch) -> str:
+    """A LoRA's repository, in the cache of those that have been downloaded."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "models--me--lora"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0123456789012345678901234567890123456789")
+    shutil.copytree(lora, cached / "snapshots" / "0123456789012345678901234567890123456789")
+    files_of_repository.cache_clear()
+    return "me/lora"
+
+
+def test_a_repository_is_served_without_a_revision_only(repository):
+    from vllm.config import ModelConfig
+
+    ModelConfig(model=repository)
+    with pytest.raises(ValueError, match=r"--revision is 0123456.*, and only its main revision can be served"):
+        ModelConfig(model=repository, revision="0123456789012345678901234567890123456789")
+
+
+def test_a_format_of_files_that_leaves_some_out_is_refused(lora):
+    from vllm.engine.arg_utils import EngineArgs
+
+    EngineArgs(str(lora)).create_engine_config()
+    with pytest.raises(ValueError, match=r"--load-format is safetensors, but .* is a fine-tune"):
+        EngineArgs(str(lora), load_format="safetensors").create_engine_config()
+
+
+@pytest.mark.parametrize("base", ["checkpoints/vicuna-7b", "vicuna 7b", "C:\\models\\vicuna"])
+def test_a_base_that_is_not_there_is_said_before_the_tokenizer_is_missed(lora, base):
+    from vllm.engine.arg_utils import EngineArgs
+
+    change_adapter_config(lora, base_model_name_or_path=base)
+    with pytest.raises(ValueError, match="which is neither a folder nor a repository within reach; name the base with"):
+        EngineArgs(str(lora)).create_engine_config()
+
+
 def test_a_base_for_a_whole_model_has_no_effect_and_is_refused(whole, checkpoint):
     with pytest.raises(ValueError, match=r"hf_overrides has base_model, but .* has a whole model; leave it out"):
         read_config(whole, base_model=str(checkpoint))
@@ -241,6 +286,7 @@ def test_a_base_for_a_whole_model_has_no_effect_and_is_refused(whole, checkpoint
 TOWERS = {
     "the trainer's path": "/home/trainer/LanguageBind_Image",
     "below the home folder": "~/LanguageBind_Image",
+    "below the folder of the training": "pretrained/LanguageBind_Image",
     "relative": "./cache_dir/LanguageBind_Image",
     "the trainer's cache": "/root/.cache/hub/models--LanguageBind--LanguageBind_Image/snapshots/0123456789abcdef",
 }
@@ -257,9 +303,9 @@ def test_a_towers_path_of_another_machine_is_that_of_the_folder_beside_the_weigh
     assert config.image_tower_source == str(whole / "LanguageBind_Image")
 
 
-def test_a_repository_that_has_a_towers_last_name_is_left_alone(whole):
-    config = AutoConfig.from_pretrained(change_config(whole, mm_image_tower="somebody/LanguageBind_Image"))
-    assert "mm_image_tower is 'somebody/LanguageBind_Image', whose config.json" in config.tower_fault
+def test_a_repository_that_has_a_towers_last_name_is_left_alone(monkeypatch):
+    monkeypatch.setattr("vllm_videollava.checkpoints.tower_config.list_files", lambda name: {"config.json"})
+    assert locate_tower("somebody/LanguageBind_Image", []) == "somebody/LanguageBind_Image"
 
 
 def test_towers_are_named_by_a_flag(whole, checkpoint):

@@ -5,6 +5,7 @@ import pytest
 from vllm_videollava.checkpoints.weight_files import (
     INDEXES,
     SINGLE_FILES,
+    files_of_repository,
     find_file,
     has_whole_model,
     whole_model_files,
@@ -14,7 +15,9 @@ from vllm_videollava.checkpoints.weight_files import (
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
     """Return a function that puts empty files into the cache of downloaded repositories, as those of one of them."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files_of_repository.cache_clear()
 
     def write(*names: str) -> str:
         folder = tmp_path / "models--me--mine"

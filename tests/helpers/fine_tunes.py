@@ -73,6 +73,18 @@ def write_projector(root: Path, base: Path) -> Tuned:
     return Tuned(folder, whole)
 
 
+def projector_of(lora: Path, folder: Path) -> Path:
+    """Write the projector of a LoRA's folder as that of a projector alone, on the same base."""
+    folder.mkdir()
+    shutil.copy(lora / "config.json", folder)
+    base = json.loads((lora / "adapter_config.json").read_text())["base_model_name_or_path"]
+    change_config(folder, _name_or_path=str(lora / base))
+    own = torch.load(lora / "non_lora_trainables.bin", weights_only=True)
+    own = {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}
+    torch.save(own, folder / "mm_projector.bin")
+    return folder
+
+
 def parameter_scale(name: str) -> float:
     return 0.5 if "lora_" in name else 0.1
 
@@ -131,6 +143,7 @@ def write_lora_of_towers(root: Path, base: Path) -> Tuned:
             sums[name] = weight + alpha / rank * b @ a
     folder.mkdir(parents=True)
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.save({}, folder / "non_lora_trainables.bin")
     targets = sorted({name.split(".")[-3] for name in factors})
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))

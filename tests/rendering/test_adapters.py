@@ -47,6 +47,7 @@ FAULTS = {
     "no config": ("adapter_config.json", None, "has adapter_model.safetensors, but adapter_config.json is missing."),
     "no weights": ("adapter_model.safetensors", None, "has adapter_config.json, but adapter_model.safetensors or"),
     "cut off": ("adapter_model.safetensors", b"1234567", "has 7 bytes, which are too few for safetensors"),
+    "an old pickle that was cut off": ("non_lora_trainables.bin", b"\x80\x02}q\x00X\x05", "cannot be read; copy or"),
     "no tensors": ("non_lora_trainables.bin", b"\x80\x02]q\x00.", "non_lora_trainables.bin cannot be read; copy or"),
 }
 
@@ -100,13 +101,16 @@ UNFIT = {
         rename("q_proj", "query"),
         "changes language_model.model.layers.0.self_attn.query.weight",
     ),
-    "several adapters in one file": (rename("lora_A.weight", "lora_A.default.weight"), "is unsupported LoRA weight"),
+    "several adapters in one file": (
+        rename("lora_A.weight", "lora_A.default.weight"),
+        "whose names vLLM does not know",
+    ),
     "half a pair": (lambda tensors: tensors.pop(next(iter(tensors))), "The adapter lacks the tensor lora_A of"),
     "a bias": (
         lambda tensors: tensors.update(
             {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(128)}
         ),
-        "is unsupported LoRA weight",
+        "_proj.bias, and vLLM swaps only matrices of LoRA",
     ),
 }
 
@@ -128,7 +132,7 @@ def test_a_head_and_embeddings_are_not_swapped(gate, checkpoint, tmp_path, targe
 
 def test_the_kinds_that_vllm_refuses_are_refused(gate, adapter):
     change_adapter_config(adapter, modules_to_save=["embed_tokens"])
-    with pytest.raises(ValueError, match=r"vLLM cannot swap .*adapter_config\.json: .*modules_to_save"):
+    with pytest.raises(ValueError, match=r"adapter_config\.json is refused by vLLM \(.*modules_to_save"):
         gate.check(str(adapter))
 
 
@@ -141,7 +145,7 @@ def test_towers_need_vllms_flag(gate, make_gate, checkpoint, tmp_path):
 
 def test_the_flag_for_targets_must_not_leave_any_out(make_gate, adapter):
     make_gate(lora_target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]).check(str(adapter))
-    with pytest.raises(ValueError, match=r"up_proj\.weight, which --lora-target-modules leaves out"):
+    with pytest.raises(ValueError, match=r"_proj\.weight, which --lora-target-modules leaves out"):
         make_gate(lora_target_modules=["qkv_proj", "o_proj", "down_proj"]).check(str(adapter))
 
 
@@ -154,7 +158,7 @@ def test_what_was_trained_beside_adapter_and_projector_is_not_swapped(gate, adap
 def test_patterns_are_refused_where_vllm_ignores_them(gate, adapter, monkeypatch):
     change_adapter_config(adapter, alpha_pattern={"q_proj": 3})
     monkeypatch.setattr("vllm_videollava.rendering.adapters.swaps_patterns", lambda: False)
-    with pytest.raises(ValueError, match="has rank_pattern or alpha_pattern, which this vLLM ignores"):
+    with pytest.raises(ValueError, match="has a rank_pattern or alpha_pattern, which this vLLM ignores"):
         gate.check(str(adapter))
 
 
@@ -163,3 +167,32 @@ def test_a_file_that_was_written_anew_is_checked_anew(gate, adapter):
     change_adapter(adapter, widen)
     with pytest.raises(ValueError, match="belongs to another model"):
         gate.check(str(adapter))
+
+
+def test_an_adapter_from_the_middle_of_a_training_is_refused(gate, adapter):
+    (adapter / "non_lora_trainables.bin").unlink()
+    with pytest.raises(ValueError, match=r"non_lora_trainables\.bin is missing, which has the trained projector"):
+        gate.check(str(adapter))
+
+
+def test_an_adapter_is_not_put_on_a_model_that_has_one(checkpoint, tmp_path):
+    """W + 2 BA would answer without a word."""
+    served = write_lora(tmp_path / "served", checkpoint).folder
+    args = EngineArgs(str(served), dtype="float32", enable_lora=True, max_lora_rank=8)
+    gate = AdapterGate(args.create_engine_config())
+    with pytest.raises(ValueError, match=r"was not trained on the served model .*, which has an adapter in it"):
+        gate.check(str(served))
+    other = write_lora(tmp_path / "other", checkpoint, projector=False).folder
+    with pytest.raises(ValueError, match="was not trained on the served model"):
+        gate.check(str(other))
+    gate.check(str(change_adapter_config(other, base_model_name_or_path=str(served))))
+
+
+@pytest.mark.parametrize(
+    ("rank", "flag"), [(24, "start the server with --max-lora-rank 32, or serve"), (600, "; serve")]
+)
+def test_the_rank_that_is_advised_is_one_that_vllm_takes(gate, adapter, rank, flag):
+    change_adapter_config(adapter, r=rank)
+    with pytest.raises(ValueError, match=f"has rank {rank}; .*") as caught:
+        gate.check(str(adapter))
+    assert flag in str(caught.value)

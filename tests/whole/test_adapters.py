@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from vllm.exceptions import VLLMValidationError
 
 from helpers.asking import answer_of, ask, clip, parts, picture
-from helpers.fine_tunes import change_adapter_config, write_lora, write_lora_of_towers
+from helpers.fine_tunes import change_adapter_config, projector_of, write_lora, write_lora_of_towers
 from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
 from vllm_videollava.conversion.convert import convert
 
@@ -70,17 +70,6 @@ def test_served_converted_swapped_in_and_merged_by_peft_agree(tuned, ranks, tmp_
     for tokens, logprobs in answers[1:]:
         assert tokens == answers[0][0]
         assert logprobs == pytest.approx(answers[0][1], abs=1e-4)
-
-
-def projector_of(lora, folder):
-    """Write the projector of a LoRA's folder as that of a projector alone, on the same base."""
-    folder.mkdir()
-    shutil.copy(lora / "config.json", folder)
-    own = torch.load(lora / "non_lora_trainables.bin", weights_only=True)
-    torch.save(
-        {name.removeprefix("base_model.model."): tensor for name, tensor in own.items()}, folder / "mm_projector.bin"
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")

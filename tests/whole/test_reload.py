@@ -48,3 +48,12 @@ def test_a_checkpoint_and_its_towers_come_again(llm, folder, checkpoint, tmp_pat
     assert_answers_as(llm, other)
     reload(llm, folder)
     assert_answers_as(llm, checkpoint)
+
+
+def test_a_fine_tune_comes_on_its_own_base(llm, folder, checkpoint, tmp_path):
+    base = write_lora(tmp_path / "base", checkpoint, seed=1).whole
+    tuned = write_lora(tmp_path / "tuned", base, seed=2)
+    reload(llm, tuned.folder)
+    assert_answers_as(llm, tuned.whole)
+    reload(llm, folder)
+    assert_answers_as(llm, checkpoint)

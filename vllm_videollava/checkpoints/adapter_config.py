@@ -39,7 +39,7 @@ _WITHOUT_EFFECT = {
 }
 _READ = {"alpha_pattern", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern", "use_rslora"}
 # The others change the base's weights too, so that the adapter does not fit the base as it is.
-_INITIAL_WEIGHTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_INITIAL_WEIGHTS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 class AdapterConfig(NamedTuple):

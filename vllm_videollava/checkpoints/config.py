@@ -74,10 +74,17 @@ class VideoLlavaConfig(PreTrainedConfig):
                 field, its value and what is supported.
         """
         checkpoint = str(kwargs.get("name_or_path", config_dict.get("_name_or_path", "")))
+        if not is_original_format(config_dict) and "vision_config" not in config_dict:
+            return super().from_dict(config_dict, **kwargs)
+        base = None
+        if fine_tune := find_fine_tune(checkpoint, config_dict):
+            base = fine_tune.base and locate_base(fine_tune.base, checkpoint)
+            # It says how the base was held in memory while it was trained.
+            config_dict = {name: value for name, value in config_dict.items() if name != "quantization_config"}
         if is_original_format(config_dict):
-            config_dict = _from_original(config_dict, checkpoint, _find_base(config_dict, checkpoint))
-        elif "vision_config" in config_dict:
-            config_dict = _from_transformers(config_dict) | {"base_model": _find_base(config_dict, checkpoint)}
+            config_dict = _from_original(config_dict, checkpoint, base)
+        else:
+            config_dict = _from_transformers(config_dict) | {"base_model": base}
         return super().from_dict(config_dict, **kwargs)
 
     def update(self, config_dict: dict[str, Any]) -> None:
@@ -94,6 +101,11 @@ class VideoLlavaConfig(PreTrainedConfig):
             super().update(_from_original(self.original_values | towers, self.name_or_path, base))
             config_dict = {name: value for name, value in config_dict.items() if name not in LOCATIONS}
         super().update(config_dict)
+
+    def num_computed_layers(self, tower: TowerConfig) -> int:
+        """Return how many of a tower's layers are computed; the selected hidden state comes after the last of them."""
+        layer = self.vision_feature_layer
+        return layer if layer >= 0 else tower.num_hidden_layers + 1 + layer
 
     @property
     def tokens_per_image(self) -> int:
@@ -189,11 +201,6 @@ def _names_of_architecture() -> set[str]:
 
 def _own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
     return {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
-
-
-def _find_base(values: dict[str, Any], checkpoint: str) -> str | None:
-    fine_tune = find_fine_tune(checkpoint, values)
-    return locate_base(fine_tune.base, checkpoint) if fine_tune and fine_tune.base else None
 
 
 def _from_original(values: dict[str, Any], checkpoint: str, base: str | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig, read_adapter_config
-from vllm_videollava.checkpoints.weight_files import check_file, find_file, has_whole_model
+from vllm_videollava.checkpoints.weight_files import check_file, find_file, has_whole_model, list_files
 from vllm_videollava.decoding.errors import shorten
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -43,14 +43,15 @@ def find_fine_tune(checkpoint: str, values: Mapping[str, Any]) -> FineTune | Non
     """
     if not checkpoint:
         return None
-    names = [name for name in (*ADAPTER_FILES, ADAPTER_CONFIG) if find_file(checkpoint, name)]
-    if names:
-        return _find_adapter(checkpoint, values, names[0])
+    files = list_files(checkpoint)
+    for name in (*ADAPTER_FILES, ADAPTER_CONFIG):
+        if name in files:
+            return _find_adapter(checkpoint, values, name)
     if has_whole_model(checkpoint):
         return None
-    if find_file(checkpoint, PROJECTOR):
+    if PROJECTOR in files:
         return FineTune("projector", (PROJECTOR,), _base_in_config(checkpoint, values))
-    if find_file(checkpoint, TRAINABLES):
+    if TRAINABLES in files:
         raise ValueError(f"{checkpoint} has {TRAINABLES}, but {ADAPTER_CONFIG} and the adapter are missing.")
     return None
 
@@ -61,14 +62,19 @@ def _find_adapter(checkpoint: str, values: Mapping[str, Any], found: str) -> Fin
             f"{checkpoint} has an adapter ({found}) and a whole model; move one of them to another folder."
         )
     adapter, adapter_file = read_adapter(checkpoint)
-    has_trainables = find_file(checkpoint, TRAINABLES) is not None
+    has_trainables = TRAINABLES in list_files(checkpoint)
     if not has_trainables and "mm_video_tower" in values:
-        raise ValueError(
-            f"{checkpoint} has an adapter, but {TRAINABLES} is missing, which has the trained projector; "
-            "copy it from the folder where the training ended."
-        )
+        raise ValueError(lacks_trainables(checkpoint))
     files = (adapter_file, TRAINABLES) if has_trainables else (adapter_file,)
     return FineTune("adapter", files, adapter.base or _base_in_config(checkpoint, values), adapter)
+
+
+def lacks_trainables(checkpoint: str) -> str:
+    """Return a sentence about an adapter for the original's format that came without its projector."""
+    return (
+        f"{checkpoint} has an adapter, but {TRAINABLES} is missing, which has the trained projector; "
+        "copy it from the folder where the training ended."
+    )
 
 
 def read_adapter(checkpoint: str) -> tuple[AdapterConfig, str]:
@@ -78,7 +84,7 @@ def read_adapter(checkpoint: str) -> tuple[AdapterConfig, str]:
         ValueError: one of the two is missing, or the adapter is of a kind that cannot be merged.
     """
     config = find_file(checkpoint, ADAPTER_CONFIG)
-    file = next((name for name in ADAPTER_FILES if find_file(checkpoint, name)), None)
+    file = next((name for name in ADAPTER_FILES if name in list_files(checkpoint)), None)
     if config is None and file is None:
         raise ValueError(f"{checkpoint} has no adapter; it must have {ADAPTER_CONFIG}.")
     if config is None:
@@ -117,12 +123,12 @@ def check_fine_tune(
             check_file(path)
     if base is None:
         raise ValueError(f"{checkpoint} does not name the model that it changes; {how_to_name_base}.")
-    if not Path(base).is_dir():
-        if base.startswith(("/", ".", "~")) or base.count("/") > 1:
-            raise ValueError(f"{checkpoint} changes the model {shorten(base)}, which is no folder; {how_to_name_base}.")
-        return
+    if not list_files(base):
+        raise ValueError(
+            f"{checkpoint} changes the model {shorten(base)}, which is neither a folder nor a repository within reach; "
+            f"{how_to_name_base}."
+        )
     if not has_whole_model(base):
         raise ValueError(
-            f"{checkpoint} changes the model {shorten(base)}, but that folder does not have a whole model; "
-            f"{how_to_name_base}."
+            f"{checkpoint} changes the model {shorten(base)}, which does not have a whole model; {how_to_name_base}."
         )

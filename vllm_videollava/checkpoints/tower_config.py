@@ -10,6 +10,8 @@ from typing import Any
 from transformers import CLIPVisionConfig
 from transformers.utils import cached_file
 
+from vllm_videollava.checkpoints.weight_files import list_files
+
 OFFICIAL_IMAGE_TOWER = "LanguageBind/LanguageBind_Image"
 OFFICIAL_VIDEO_TOWER = "LanguageBind/LanguageBind_Video_merge"
 
@@ -70,11 +72,14 @@ def locate_tower(name: str, folders: Sequence[str]) -> str:
     repository = f"{cached[1]}/{cached[2]}" if cached else name
     is_repository = repository.count("/") == 1 and not repository.startswith(("/", ".", "~"))
     last = Path(repository).name
+    published = {Path(official).name: official for official in _OFFICIAL_SHAPES}
+    if is_repository and last in published and repository not in _OFFICIAL_SHAPES:
+        # It may as well be a path of the trainer's machine.
+        is_repository = bool(list_files(repository))
     for place in (name,) if is_repository else (name, last):
         for folder in folders:
             if place and (path := Path(folder) / place).is_dir():
                 return str(path)
-    published = {Path(official).name: official for official in _OFFICIAL_SHAPES}
     return repository if is_repository else published.get(last, name)
 
 

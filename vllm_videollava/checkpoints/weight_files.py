@@ -5,8 +5,10 @@ import os
 import re
 import struct
 import zipfile
+from functools import cache
 from pathlib import Path
 
+from huggingface_hub import list_repo_files, snapshot_download
 from transformers.utils import cached_file
 
 from vllm_videollava.checkpoints.adapter_config import read_json_object
@@ -16,11 +18,36 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 WHOLE_MODEL = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 
 
+def list_files(checkpoint: str) -> frozenset[str]:
+    """Return the names of a folder's or a repository's files; there are none if it is neither, or out of reach."""
+    if os.path.isdir(checkpoint):
+        return frozenset(os.listdir(checkpoint))
+    try:
+        return files_of_repository(checkpoint)
+    except (OSError, ValueError):
+        return frozenset()
+
+
+@cache
+def files_of_repository(repository: str) -> frozenset[str]:
+    """Return the names of a repository's files, or only of those that were downloaded if the hub is out of reach.
+
+    Raises:
+        OSError, ValueError: there is no such repository, or its files are out of reach.
+    """
+    try:
+        return frozenset(list_repo_files(repository))
+    # The hub's client raises errors of several libraries.
+    except Exception:
+        return frozenset(os.listdir(snapshot_download(repository, local_files_only=True)))
+
+
 def find_file(checkpoint: str, name: str) -> Path | None:
     """Return the path of a file of a folder or of a repository, which may have to be downloaded, or None."""
+    if name not in list_files(checkpoint):
+        return None
     if os.path.isdir(checkpoint):
-        path = Path(checkpoint, name)
-        return path if path.exists() else None
+        return Path(checkpoint, name)
     path = cached_file(
         checkpoint,
         name,
@@ -32,10 +59,8 @@ def find_file(checkpoint: str, name: str) -> Path | None:
 
 
 def has_whole_model(checkpoint: str) -> bool:
-    """Tell whether a folder has the files of a whole model, or a repository an index of them or the only one."""
-    if os.path.isdir(checkpoint):
-        return any(WHOLE_MODEL.fullmatch(name) for name in os.listdir(checkpoint))
-    return any(find_file(checkpoint, name) for name in (*INDEXES, *SINGLE_FILES))
+    """Tell whether a folder or repository has files of a whole model."""
+    return any(WHOLE_MODEL.fullmatch(name) for name in list_files(checkpoint))
 
 
 def whole_model_files(checkpoint: str) -> list[Path]:
@@ -107,7 +132,11 @@ def check_file(path: Path) -> None:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file.")
-    problem = _find_damage_of_safetensors(path) if path.suffix == ".safetensors" else _find_damage_of_bin(path)
+    find_damage = _find_damage_of_safetensors if path.suffix == ".safetensors" else _find_damage_of_bin
+    try:
+        problem = find_damage(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     if problem:
         raise ValueError(f"{path} {problem}; copy or download it again.")
 

@@ -114,7 +114,8 @@ def _describe_parts(checkpoint: str, config: "VideoLlavaConfig") -> dict[str, st
 def _describe_memory(config: "VideoLlavaConfig") -> dict[str, str]:
     from vllm.platforms import current_platform
 
-    from vllm_videollava.conversion.completeness import is_computed_with, model_shapes
+    from vllm_videollava.tensors.names import is_computed_with
+    from vllm_videollava.tensors.shapes import model_shapes
 
     linear = rest = 0
     for name, shape in model_shapes(config).items():

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> str | int | None:
     except ValueError as error:
         return str(error)
     except OSError as error:
-        return f"{error.filename} cannot be read or written: {error.strerror}."
+        return f"{error.filename} cannot be read or written: {error.strerror}." if error.filename else str(error)
     except KeyboardInterrupt:
         print("Interrupted; what was written has been removed.", file=sys.stderr)
         return 128 + signal.SIGINT

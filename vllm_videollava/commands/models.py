@@ -20,7 +20,7 @@ def find_problem(model: str) -> str | None:
         return None
     if (folder / "adapter_config.json").exists():
         return (
-            f"{model} is from the middle of a training with LoRA: config.json and non_lora_trainables.bin are missing; "
-            "copy them from the folder where the training ended."
+            f"{model} has an adapter but no config.json; copy it from the base, or if the adapter was saved in the "
+            "middle of a training, copy it and non_lora_trainables.bin from the folder where the training ended."
         )
     return f"{model} has no config.json, so it is not a checkpoint."

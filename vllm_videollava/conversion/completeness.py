@@ -6,7 +6,8 @@ from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.conversion.files import StoredTensor
 from vllm_videollava.conversion.source import Model
 from vllm_videollava.tensors.merging import UNQUANTISED, join_names
-from vllm_videollava.tensors.shapes import is_computed_with, model_shapes
+from vllm_videollava.tensors.names import is_computed_with
+from vllm_videollava.tensors.shapes import model_shapes
 
 
 def select(model: Model, config: VideoLlavaConfig) -> Model:

@@ -56,7 +56,7 @@ def convert(
         source: its folder or repository, in either format.
         out: the new folder.
         base: the base's folder or repository, if the fine-tune does not name it.
-        dtype: one of `DTYPES`, by default that in which the source is served.
+        dtype: one of `DTYPES`, by default the source's.
         shard_size: most that a file of weights has.
         bits: 4 or 8 for quantised weights in LLaMA's linear layers.
         to_transformers: write transformers' format, whatever the source's is.
@@ -73,7 +73,7 @@ def convert(
         check_quantisable(config.text_config.hidden_size, config.text_config.intermediate_size, bits)
     new_format = _choose_format(source, config, to_transformers)
     model = new_format.select(select(open_model(source, config), config))
-    torch_dtype = DTYPES[dtype] if dtype else _served_dtype(config, model)
+    torch_dtype = DTYPES[dtype] if dtype else _dtype_of(config, model)
     output = Output(model, new_format.tensor_name, torch_dtype, bits)
     check_space(out, sum(spec.nbytes for spec in output.specs.values()) + _OTHER_FILES)
     with new_folder(out) as part:
@@ -94,16 +94,18 @@ def _choose_format(checkpoint: str, config: VideoLlavaConfig, to_transformers: b
     return FromOriginal(checkpoint, config) if to_transformers else OriginalFormat(checkpoint, config)
 
 
-def _served_dtype(config: VideoLlavaConfig, model: Model) -> torch.dtype:
+def _dtype_of(config: VideoLlavaConfig, model: Model) -> torch.dtype:
     return config.dtype if config.dtype in DTYPES.values() else model[EMBEDDINGS].spec.dtype
 
 
 def _with_dtype(values: dict[str, Any], dtype: torch.dtype, bits: int | None) -> dict[str, Any]:
-    inner = {name: _without_dtype(value) for name, value in values.items() if name in ("text_config", "vision_config")}
+    inner = {name: _without_types(value) for name, value in values.items() if name in ("text_config", "vision_config")}
     # Every version of transformers reads this name.
-    values = _without_dtype(values) | inner | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    values = _without_types(values) | inner | {"torch_dtype": str(dtype).removeprefix("torch.")}
     return values | {"quantization_config": quantization_config(bits)} if bits else values
 
 
-def _without_dtype(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in ("dtype", "torch_dtype")}
+def _without_types(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in values.items() if name not in ("dtype", "torch_dtype", "quantization_config")
+    }

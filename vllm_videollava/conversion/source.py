@@ -1,6 +1,5 @@
 """Opens a checkpoint: its config, and its tensors wherever they lie (a fine-tune's own, its base's, its towers')."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,19 +34,16 @@ def read_config(checkpoint: str, base: str | None = None) -> VideoLlavaConfig:
     Raises:
         ValueError: there is no such checkpoint, or it cannot be served.
     """
-    path = None
-    # Raised for a path that is no folder and cannot be a repository either.
-    with suppress(OSError):
-        path = find_file(checkpoint, "config.json")
+    path = find_file(checkpoint, "config.json")
     if path is None:
         raise ValueError(f"{checkpoint} has no config.json; it must be the folder or repository of a checkpoint.")
     values = read_json_object(path)
     if not is_original_format(values) and values.get("model_type") != VideoLlavaConfig.model_type:
         raise ValueError(f"{checkpoint} is not Video-LLaVA: its model_type is {shorten(values.get('model_type'))}.")
-    if values.get("quantization_config") or values.get("compression_config"):
-        raise ValueError(f"{checkpoint} is quantised; only weights that are not can be converted.")
     register()
     config = AutoConfig.from_pretrained(checkpoint)
+    if getattr(config, "quantization_config", None) or getattr(config, "compression_config", None):
+        raise ValueError(f"{checkpoint} is quantised; only weights that are not can be converted.")
     if base:
         if not find_fine_tune(checkpoint, config.original_values or {}):
             raise ValueError(f"--base is {base}, but {checkpoint} has no adapter and is not a projector alone.")

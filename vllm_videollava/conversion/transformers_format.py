@@ -50,7 +50,7 @@ class TransformersFormat:
     """
 
     def __init__(self, checkpoint: str, config: VideoLlavaConfig, values: dict[str, Any]) -> None:
-        self._checkpoint = checkpoint
+        self._places = [*filter(None, (config.base_model, checkpoint))]
         self._tokenizer = tokenizer_of(checkpoint, config.base_model)
         self._values = values
 
@@ -65,7 +65,8 @@ class TransformersFormat:
 
     def write_files(self, folder: Path) -> None:
         copy_files(self._tokenizer, TOKENIZER_FILES, folder)
-        copy_files(self._checkpoint, PROCESSOR_FILES, folder)
+        for place in self._places:
+            copy_files(place, PROCESSOR_FILES, folder)
 
 
 class FromOriginal:

@@ -91,7 +91,6 @@ class VideoLlavaForConditionalGeneration(
         super().__init__()
         config: VideoLlavaConfig = vllm_config.model_config.hf_config
         self.config = config
-        self.num_layers: dict[str, int] = {}
         self._shards_items = is_vit_use_data_parallel()
 
         with self._mark_tower_model(vllm_config, "image"):
@@ -113,14 +112,13 @@ class VideoLlavaForConditionalGeneration(
         if vllm_config.lora_config and current_platform.is_cpu():
             skip_rows_without_adapter()
         self._files = CheckpointFiles(vllm_config.model_config)
-        self._weights_loader = StrictWeightsLoader(self, self.num_layers)
+        self._weights_loader = StrictWeightsLoader(self, config)
         # Weights that are drawn at random may be replaced part by part.
         self._loads_whole = vllm_config.load_config.load_format != "dummy"
 
     def _make_tower(self, config: TowerConfig, vllm_config: VllmConfig, prefix: str, name: str) -> LanguageBindTower:
-        layer = self.config.vision_feature_layer
-        self.num_layers[name] = layer if layer >= 0 else config.num_hidden_layers + 1 + layer
-        return LanguageBindTower(config, vllm_config.quant_config, self.num_layers[name], maybe_prefix(prefix, name))
+        num_layers = self.config.num_computed_layers(config)
+        return LanguageBindTower(config, vllm_config.quant_config, num_layers, maybe_prefix(prefix, name))
 
     def embed_multimodal(
         self,
@@ -157,8 +155,7 @@ class VideoLlavaForConditionalGeneration(
         return self.multi_modal_projector(features)
 
     def encoded_modalities(self) -> list[str]:
-        towers = {"image": self.image_tower, "video": self.video_tower}
-        return [modality for modality, tower in towers.items() if isinstance(tower, LanguageBindTower)]
+        return [modality for modality in ("image", "video") if self._computes(f"{modality}_tower")]
 
     def forward(
         self,
@@ -182,7 +179,8 @@ class VideoLlavaForConditionalGeneration(
             ValueError: a tensor is unexpected or has a wrong shape, or one of a whole checkpoint is missing.
         """
         if fine_tune := self._files.fine_tune:
-            weights = merge(weights, fine_tune.adapter)
+            absent = [f"{tower}." for tower in ("image_tower", "video_tower") if not self._computes(tower)]
+            weights = merge(weights, fine_tune.adapter, tuple(absent))
         filled = self._weights_loader.load(weights)
         if self._loads_whole:
             self._weights_loader.check_complete()
@@ -205,8 +203,11 @@ class VideoLlavaForConditionalGeneration(
         return self._files.other_sources(self._lacks_tower)
 
     def _lacks_tower(self, name: str) -> bool:
-        tower = getattr(self, name)
-        return isinstance(tower, LanguageBindTower) and not self._weights_loader.has_seen(f"{name}.")
+        return self._computes(name) and not self._weights_loader.has_seen(f"{name}.")
+
+    def _computes(self, tower: str) -> bool:
+        """Return whether this rank computes a tower, `image_tower` or `video_tower`."""
+        return isinstance(getattr(self, tower), LanguageBindTower)
 
     def get_mm_lora_token_counts(
         self, *, modality: str, mm_kwargs: object | None, num_mm_embeds: int

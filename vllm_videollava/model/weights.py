@@ -1,6 +1,5 @@
 """Strict loading of weights: every tensor is used, every parameter is filled."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -16,8 +15,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.utils import AutoWeightsLoader, PPMissingLayer, StageMissingLayer
 
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.tensors.merging import join_names
-from vllm_videollava.tensors.names import TENSOR_NAMES, UNUSED
+from vllm_videollava.tensors.names import TENSOR_NAMES, is_computed_with
 
 
 class StrictWeightsLoader:
@@ -25,13 +25,12 @@ class StrictWeightsLoader:
 
     Args:
         model: a model that has not been filled yet.
-        num_layers: number of encoder layers that each tower computes, by the
-            tower's name; tensors of later layers are not used.
+        config: its config.
     """
 
-    def __init__(self, model: nn.Module, num_layers: dict[str, int]) -> None:
+    def __init__(self, model: nn.Module, config: VideoLlavaConfig) -> None:
         self._model = model
-        self._num_layers = num_layers
+        self._config = config
         self._expected, self._open_prefixes = _checkpoint_tensors(model)
         self._tied = _tied_parameters(model)
         for name in self._tied:
@@ -82,7 +81,7 @@ class StrictWeightsLoader:
                         f"it must be {list(self._expected[name])}."
                     )
             elif not name.startswith(self._open_prefixes):
-                if not self._is_unused(name):
+                if is_computed_with(name, self._config):
                     self._surplus.append(checkpoint_name)
                 continue
             if name in self._tied.values():
@@ -95,12 +94,6 @@ class StrictWeightsLoader:
                     )
             self._seen.add(name)
             yield name, tensor
-
-    def _is_unused(self, name: str) -> bool:
-        if any(pattern.fullmatch(name) for pattern in UNUSED):
-            return True
-        layer = re.match(r"(\w+)\.encoder\.layers\.(\d+)\.", name)
-        return layer is not None and int(layer[2]) >= self._num_layers.get(layer[1], int(layer[2]) + 1)
 
 
 def _checkpoint_tensors(model: nn.Module) -> tuple[dict[str, torch.Size], tuple[str, ...]]:

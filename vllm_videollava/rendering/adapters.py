@@ -1,16 +1,27 @@
 """Checks a LoRA adapter before the engine loads it beside the served checkpoint."""
 
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 from vllm.config import VllmConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.lora.peft_helper import PEFTHelper
 from vllm.lora.utils import get_adapter_absolute_path, is_in_target_modules, parse_fine_tuned_lora_name
 
 from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, AdapterConfig
-from vllm_videollava.checkpoints.fine_tune import ADAPTER_FILES, TRAINABLES, find_fine_tune, read_adapter
+from vllm_videollava.checkpoints.fine_tune import (
+    ADAPTER_FILES,
+    TRAINABLES,
+    FineTune,
+    find_fine_tune,
+    lacks_trainables,
+    locate_base,
+    read_adapter,
+)
 from vllm_videollava.checkpoints.weight_files import check_file, find_file, whole_model_files
 from vllm_videollava.compat import swaps_patterns
 from vllm_videollava.decoding.errors import shorten
@@ -29,8 +40,12 @@ class AdapterGate:
         self._folders: dict[str, Path] = {}
         self._passed: dict[Path, list[tuple]] = {}
 
-    def check(self, path: str) -> None:
-        """Check an adapter's folder or repository, unless its files are those of the last check.
+    def check(self, path: str, *, again: bool = False) -> None:
+        """Check an adapter, unless its files are those of the last check.
+
+        Args:
+            path: its folder or repository.
+            again: whether a repository may have changed.
 
         Raises:
             ValueError: a file is missing or damaged, the adapter does not fit the served model or is of an unsupported
@@ -38,7 +53,7 @@ class AdapterGate:
         """
         if self._lora_config is None:
             return
-        if path not in self._folders:
+        if again or path not in self._folders:
             self._folders[path] = _find_folder(path)
         folder = self._folders[path]
         if self._passed.get(folder) == (stamps := _stamps(folder)):
@@ -46,14 +61,17 @@ class AdapterGate:
         config, name = read_adapter(str(folder))
         check_file(folder / name)
         self._check_config(folder, config)
+        self._check_base(folder, config)
         self._check_tensors(folder / name, config)
         self._check_trainables(folder)
         self._passed[folder] = stamps
 
     def _check_config(self, folder: Path, config: AdapterConfig) -> None:
-        rank, most = max(config.r, *config.rank_pattern.values(), 0), self._lora_config.max_lora_rank
-        if rank > most:
-            raise ValueError(f"{folder} has rank {rank}; start the server with --max-lora-rank {rank}, or serve it.")
+        rank = max(config.r, *config.rank_pattern.values(), 0)
+        if rank > self._lora_config.max_lora_rank:
+            enough = [most for most in get_args(MaxLoRARanks) if most >= rank]
+            flag = f"start the server with --max-lora-rank {enough[0]}, or " if enough else ""
+            raise ValueError(f"{folder} has rank {rank}; {flag}{_serve(folder)}.")
         if (config.rank_pattern or config.alpha_pattern) and not swaps_patterns():
             raise ValueError(
                 f"{folder} has a rank_pattern or alpha_pattern, which this vLLM ignores; {_serve(folder)}."
@@ -61,23 +79,39 @@ class AdapterGate:
         try:
             PEFTHelper.from_local_dir(str(folder), None).validate_legal(self._lora_config)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"vLLM cannot swap {folder / ADAPTER_CONFIG}: {error}") from error
+            reason = str(error).split(". ")[0].rstrip(".")
+            raise ValueError(f"{folder / ADAPTER_CONFIG} is refused by vLLM ({reason}); {_serve(folder)}.") from error
+
+    def _check_base(self, folder: Path, config: AdapterConfig) -> None:
+        """Check that an adapter is not put on top of one that the served model has already."""
+        fine_tune = self._served_fine_tune()
+        base = config.base and locate_base(config.base, str(folder))
+        if fine_tune and fine_tune.adapter and (not base or not _are_the_same(base, self._model_config.model)):
+            raise ValueError(
+                f"{folder} was not trained on the served model {self._model_config.model}, which has an adapter in it; "
+                f"{_serve(folder)}, or serve the model that it was trained on."
+            )
+
+    def _served_fine_tune(self) -> FineTune | None:
+        return find_fine_tune(self._model_config.model, self._model_config.hf_config.original_values or {})
 
     def _check_tensors(self, file: Path, config: AdapterConfig) -> None:
         tensors = map_tensors(file)
         try:
             replacements, factors = split_own(tensors, config)
-            for name in tensors:
-                parse_fine_tuned_lora_name(name)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
+        for name, pair in factors.items():
+            self._check_factors(file, name, [pair.b.shape[0], pair.a.shape[1]])
         if replacements:
             raise ValueError(
                 f"{file} replaces {join_names(replacements)}, and vLLM swaps only matrices of LoRA; "
                 f"{_serve(file.parent)}."
             )
-        for name, pair in factors.items():
-            self._check_factors(file, name, [pair.b.shape[0], pair.a.shape[1]])
+        if unknown := [name for name in tensors if not _is_known_to_vllm(name)]:
+            raise ValueError(
+                f"{file} has {join_names(unknown)}, whose names vLLM does not know; {_serve(file.parent)}."
+            )
 
     def _check_factors(self, file: Path, name: str, shape: list[int]) -> None:
         if name not in self._shapes:
@@ -118,6 +152,8 @@ class AdapterGate:
         """Check what was trained beside the adapter."""
         file = folder / TRAINABLES
         if not file.exists():
+            if self._model_config.hf_config.original_format:
+                raise ValueError(lacks_trainables(str(folder)))
             return
         check_file(file)
         tensors = map_tensors(file)
@@ -126,13 +162,12 @@ class AdapterGate:
         trained = {_short(name): tensor for name, tensor in tensors.items()}
         if trained and not _are_equal(trained, self._served_projector()):
             raise ValueError(
-                f"{file} has another projector than the served model, and vLLM cannot swap it; {_serve(folder)}, or "
-                "serve that projector and swap in the adapters that were trained with it."
+                f"{file} has another projector than the served model, and vLLM cannot swap it; {_serve(folder)}."
             )
 
     def _served_projector(self) -> dict[str, torch.Tensor]:
         served, config = self._model_config.model, self._model_config.hf_config
-        if fine_tune := find_fine_tune(served, config.original_values or {}):
+        if fine_tune := self._served_fine_tune():
             for name in fine_tune.files[-1:]:
                 if projector := dict(_projector_in(find_file(served, name))):
                     return projector
@@ -140,8 +175,20 @@ class AdapterGate:
         return {name: tensor for file in whole_model_files(served) for name, tensor in _projector_in(file)}
 
 
+def _is_known_to_vllm(name: str) -> bool:
+    try:
+        parse_fine_tuned_lora_name(name)
+    except ValueError:
+        return False
+    return True
+
+
 def _serve(folder: Path) -> str:
     return f"serve the folder itself (vllm serve {folder})"
+
+
+def _are_the_same(checkpoint: str, other: str) -> bool:
+    return checkpoint == other or os.path.realpath(checkpoint) == os.path.realpath(other)
 
 
 def _stamps(folder: Path) -> list[tuple]:

@@ -169,7 +169,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         Raises:
             ValueError: the engine could not load it, or it would answer wrongly.
         """
-        self._adapter_gate.check(path)
+        self._adapter_gate.check(path, again=True)
 
 
 @contextmanager

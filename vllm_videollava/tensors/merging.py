@@ -14,7 +14,9 @@ BASE = "base:"
 """Marks the names of the base's tensors, which come after the fine-tune's own."""
 _PEFT = "base_model.model."
 _FACTOR = re.compile(r"(?P<module>.*)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.default)?(\.weight)?")
-_COPY = re.compile(r"\.(modules_to_save(\.default)?|original_module|base_layer)(?=\.)")
+_COPY = re.compile(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)")
+_ORIGINAL = ".original_module."
+"""Is in the names of the base's own weights, which PEFT keeps beside the trained ones."""
 
 UNQUANTISED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -35,12 +37,15 @@ class Factors(NamedTuple):
     scale: float
 
 
-def merge(weights: Weights, adapter: AdapterConfig | None) -> Iterator[tuple[str, torch.Tensor]]:
+def merge(
+    weights: Weights, adapter: AdapterConfig | None, absent: tuple[str, ...] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a base's tensors with a fine-tune's in them; a weight that an adapter changes is float32.
 
     Args:
         weights: first the fine-tune's own tensors, then the base's, of which the first ones are marked with `BASE`.
         adapter: the config of the adapter that the own tensors belong to; without one, all of them replace others.
+        absent: prefixes of this model's names whose tensors the base need not have.
 
     Raises:
         ValueError: the fine-tune's tensors are incomplete, misshapen, of an
@@ -57,7 +62,7 @@ def merge(weights: Weights, adapter: AdapterConfig | None) -> Iterator[tuple[str
             unused.discard(known)
             tensor = add(name, tensor, factors[known])
         yield name, tensor
-    if unused:
+    if unused := {name for name in unused if not name.startswith(absent)}:
         raise ValueError(f"The adapter changes what its base does not have: {join_names(unused)}.")
 
 
@@ -108,6 +113,8 @@ def split_own(
     sides: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in own.items():
         name = name.removeprefix(_PEFT)
+        if _ORIGINAL in name:
+            continue
         match = _FACTOR.fullmatch(name)
         if match is None:
             plain = _COPY.sub("", name)

@@ -16,6 +16,8 @@ import re
 
 from vllm.model_executor.models.utils import WeightsMapper
 
+from vllm_videollava.checkpoints.config import VideoLlavaConfig
+
 TENSOR_NAMES = WeightsMapper(
     orig_to_new_prefix={
         # transformers since 4.52
@@ -58,3 +60,11 @@ UNUSED = tuple(
         r"(image|video)_tower\.logit_scale",
     )
 )
+
+
+def is_computed_with(name: str, config: VideoLlavaConfig) -> bool:
+    """Return whether the model needs one of its tensors; it stops at the towers' selected layer."""
+    if any(pattern.fullmatch(name) for pattern in UNUSED):
+        return False
+    layer = re.match(r"(image|video)_tower\.encoder\.layers\.(\d+)\.", name)
+    return layer is None or int(layer[2]) < config.num_computed_layers(getattr(config, f"{layer[1]}_config"))

@@ -8,7 +8,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.checkpoints.tower_config import TowerConfig
 from vllm_videollava.tensors.merging import canonical
-from vllm_videollava.tensors.names import HEAD, UNUSED
+from vllm_videollava.tensors.names import HEAD
 
 Shapes = dict[str, torch.Size]
 
@@ -60,16 +60,3 @@ def _temporal(shapes: Shapes, config: TowerConfig) -> Shapes:
     layers = {match[0] for name in shapes if (match := re.match(r".*encoder\.layers\.\d+", name))}
     embedding = torch.Size((1, config.num_frames, config.hidden_size))
     return temporal | {f"{layer}.temporal_embedding": embedding for layer in layers}
-
-
-def is_computed_with(name: str, config: VideoLlavaConfig) -> bool:
-    """Return whether the model needs one of its tensors; it stops at the towers' selected layer."""
-    if any(pattern.fullmatch(name) for pattern in UNUSED):
-        return False
-    layer = re.match(r"(image|video)_tower\.encoder\.layers\.(\d+)\.", name)
-    return layer is None or int(layer[2]) < _last_layer(config, getattr(config, f"{layer[1]}_config"))
-
-
-def _last_layer(config: VideoLlavaConfig, tower: TowerConfig) -> int:
-    layer = config.vision_feature_layer
-    return layer if layer >= 0 else tower.num_hidden_layers + 1 + layer
