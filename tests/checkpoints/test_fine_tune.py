@@ -134,7 +134,7 @@ MALFORMED = {
     "base of another machine": (
         "lora",
         adapter(base_model_name_or_path="/home/trainer/vicuna"),
-        "changes the model '/home/trainer/vicuna', which is neither a folder nor a repository within reach; name the base",
+        "changes the model '/home/trainer/vicuna', which is neither a folder nor a repository within reach; name",
     ),
     "base without weights": (
         "lora",

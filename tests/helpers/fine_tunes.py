@@ -144,6 +144,7 @@ def write_lora_of_towers(root: Path, base: Path) -> Tuned:
     folder.mkdir(parents=True)
     save_file(factors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     torch.save({}, folder / "non_lora_trainables.bin")
+    shutil.copy(base / "config.json", folder)
     targets = sorted({name.split(".")[-3] for name in factors})
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": targets, "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(base)}))

@@ -8,7 +8,14 @@ from safetensors.torch import load_file, save_file
 from vllm.model_executor.layers.linear import LinearBase
 
 from helpers.checkpoints import change_config, change_tensors, copy_checkpoint
-from helpers.fine_tunes import LAYERS, change_adapter, change_adapter_config, write_lora, write_projector
+from helpers.fine_tunes import (
+    LAYERS,
+    change_adapter,
+    change_adapter_config,
+    write_lora,
+    write_lora_of_towers,
+    write_projector,
+)
 from helpers.loading import model_loading
 
 
@@ -52,6 +59,11 @@ ADAPTERS = {
 @pytest.mark.parametrize("options", ADAPTERS.values(), ids=ADAPTERS)
 def test_an_adapter_loads_as_peft_merges_it(load, checkpoint, tmp_path, options):
     tuned = write_lora(tmp_path, checkpoint, **options)
+    assert_same_weights(load(tuned.folder), load(tuned.whole))
+
+
+def test_an_adapter_of_towers_and_projector_is_merged(load, checkpoint, tmp_path):
+    tuned = write_lora_of_towers(tmp_path, checkpoint)
     assert_same_weights(load(tuned.folder), load(tuned.whole))
 
 

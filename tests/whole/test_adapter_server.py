@@ -35,9 +35,7 @@ def ask(url, model):
 
 
 def test_adapters_at_the_start_and_later(checkpoint, tuned, tmp_path):
-    change_adapter(
-        tuned["too wide"], lambda tensors: tensors.update({name: x.repeat(1, 2) for name, x in tensors.items()})
-    )
+    change_adapter(tuned["too wide"], widen)
     modules = ["--lora-modules", f"mine={tuned['mine']}"]
     log = tmp_path / "log"
     with local_server(checkpoint, log, *FLAGS, *modules, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as server:
@@ -57,7 +55,6 @@ def test_adapters_at_the_start_and_later(checkpoint, tuned, tmp_path):
             status, reply = post(server.url, "/v1/load_lora_adapter", lora_name="bad", lora_path=str(folder))
             assert (status, reply["error"]["type"]) == (400, "BadRequestError")
             assert sentence in reply["error"]["message"]
-        assert ask(server.url, "bad")[0] == 404
         assert ask(server.url, "mine")[1]["choices"][0]["message"]["content"] == answers["mine"]
 
 

@@ -11,22 +11,21 @@ from safetensors.torch import load_file
 from vllm.exceptions import VLLMValidationError
 
 from helpers.asking import answer_of, ask, clip, parts, picture
-from helpers.fine_tunes import change_adapter_config, projector_of, write_lora, write_lora_of_towers
+from helpers.fine_tunes import change_adapter_config, projector_of, write_lora
 from helpers.original_answer import STEPS, assert_same, pixels_of, reference_answer
 from vllm_videollava.conversion.convert import convert
 
 MEDIA = [clip(1), picture(2)]
 QUESTION = "What does the video show?"
-SWAPPING = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
+SWAPPING = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8}
 
 
 @pytest.fixture(scope="module")
 def tuned(checkpoint, tmp_path_factory):
-    """Fine-tunes: one with its own projector, one of the towers, and two with the base's projector."""
+    """Fine-tunes: one with its own projector, and two with the base's."""
     root = tmp_path_factory.mktemp("tuned")
     return {
         "own projector": write_lora(root / "own", checkpoint, lora_alpha=8),
-        "towers": write_lora_of_towers(root / "towers", checkpoint),
         "a": write_lora(root / "a", checkpoint, seed=1, projector=False, lora_alpha=8),
         "b": write_lora(root / "b", checkpoint, seed=2, projector=False, use_rslora=True),
     }
@@ -74,7 +73,7 @@ def test_served_converted_swapped_in_and_merged_by_peft_agree(tuned, ranks, tmp_
 
 @pytest.fixture(scope="module")
 def swapping(checkpoint):
-    with engine(checkpoint, enable_tower_connector_lora=True, **SWAPPING) as llm:
+    with engine(checkpoint, **SWAPPING) as llm:
         yield llm
 
 
@@ -82,7 +81,7 @@ def test_adapters_and_the_base_in_one_batch_do_not_mix(swapping, tuned, checkpoi
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=1, ignore_eos=True)
-    names = ["a", None, "b", "towers", "b", "a", None, "towers"]
+    names = ["a", None, "b", "b", "a", None]
     chats = [[{"role": "user", "content": parts(MEDIA, QUESTION)}] for _ in names]
     requests = [name and swap_in(tuned, name) for name in names]
     outputs = swapping.chat(chats, params, lora_request=requests, use_tqdm=False)

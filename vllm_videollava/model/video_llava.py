@@ -76,7 +76,6 @@ class VideoLlavaForConditionalGeneration(
     nn.Module, SupportsMultiModal, SupportsPP, SupportsLoRA, SupportsQuant, EncoderGraphs
 ):
     supports_encoder_tp_data = True
-    supports_tower_connector_lora = True
     # Pixels are normalised by the patch embedding.
     supports_mm_device_do_normalize = True
     packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
@@ -208,16 +207,6 @@ class VideoLlavaForConditionalGeneration(
     def _computes(self, tower: str) -> bool:
         """Return whether this rank computes a tower, `image_tower` or `video_tower`."""
         return isinstance(getattr(self, tower), LanguageBindTower)
-
-    def get_mm_lora_token_counts(
-        self, *, modality: str, mm_kwargs: object | None, num_mm_embeds: int
-    ) -> tuple[int, int | None]:
-        """Return how many rows the tower's and the projector's linear layers compute for so many embeddings."""
-        if modality == "video" or self.config.image_keeps_cls:
-            return num_mm_embeds, num_mm_embeds
-        # The tower's CLS is dropped before the projector.
-        images = -(-num_mm_embeds // self.config.tokens_per_image)
-        return images * self.config.image_config.num_positions, num_mm_embeds
 
     def get_mm_mapping(self) -> MultiModelKeys:
         return MultiModelKeys.from_string_field(

@@ -121,12 +121,9 @@ class AdapterGate:
                 f"{file} changes {name} as if its shape were {shape}, but the served model's has shape "
                 f"{list(self._shapes[name])}; the adapter belongs to another model."
             )
-        if name in (EMBEDDINGS, HEAD):
+        # vLLM maps adapters to rows as if one tower computed all images and videos of a batch (vllm#53849).
+        if name in (EMBEDDINGS, HEAD) or not name.startswith("language_model."):
             raise ValueError(f"{file} changes {name}, which cannot be swapped; {_serve(file.parent)}.")
-        if not name.startswith("language_model.") and not self._lora_config.enable_tower_connector_lora:
-            raise ValueError(
-                f"{file} changes {name}; start the server with --enable-tower-connector-lora, or {_serve(file.parent)}."
-            )
         if self._is_left_out(name.removesuffix(".weight")):
             raise ValueError(
                 f"{file} changes {name}, which --lora-target-modules leaves out; start the server without that flag."
