@@ -2,13 +2,17 @@
 
 import argparse
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 from vllm.platforms import current_platform
 
 from helpers.checkpoints import change_tensors, copy_checkpoint
-from helpers.fine_tunes import write_lora, write_projector
+from helpers.fine_tunes import change_adapter_config, write_lora, write_projector
+from helpers.sources import move_towers_away
+from vllm_videollava.checkpoints.tower_config import read_tower_config
 from vllm_videollava.commands import check, serve
 
 
@@ -53,6 +57,37 @@ def test_a_tower_of_its_own(tell, checkpoint, tmp_path):
     assert "image tower: beside the other weights" in told
 
 
+@pytest.fixture
+def no_downloads(monkeypatch):
+    """Let the hub have every repository, and fail whatever would read a file of one."""
+    monkeypatch.setattr("vllm_videollava.checkpoints.weight_files.files_of_repository", lambda _: {"model.safetensors"})
+    monkeypatch.setattr("vllm_videollava.checkpoints.weight_files.cached_file", None)
+
+
+def test_a_base_on_the_hub_is_not_downloaded(tell, checkpoint, tmp_path, no_downloads):
+    folder = write_lora(tmp_path, checkpoint).folder
+    for name in ("LanguageBind_Image", "LanguageBind_Video_merge"):
+        shutil.copytree(checkpoint / name, folder / name)
+    status, told = tell(change_adapter_config(folder, base_model_name_or_path="me/base"))
+    assert status == 0
+    assert "base: me/base" in told
+
+
+def test_towers_on_the_hub_are_not_downloaded(tell, checkpoint, tmp_path, no_downloads, monkeypatch):
+    folder = copy_checkpoint(checkpoint, tmp_path / "copy")
+    move_towers_away(folder)
+    monkeypatch.setattr(
+        "vllm_videollava.checkpoints.config.locate_tower", lambda name, folders: f"LanguageBind/{Path(name).name}"
+    )
+    monkeypatch.setattr(
+        "vllm_videollava.checkpoints.config.read_tower_config",
+        lambda field, location: read_tower_config(field, str(folder / Path(location).name)),
+    )
+    status, told = tell(folder)
+    assert status == 0
+    assert "image tower: LanguageBind/LanguageBind_Image, which serving downloads; no tensors were checked" in told
+
+
 def test_what_a_checkpoint_lacks(tell, checkpoint, tmp_path):
     folder = copy_checkpoint(checkpoint, tmp_path / "copy")
     change_tensors(folder, lambda tensors: tensors.pop("model.norm.weight"))
@@ -68,7 +103,7 @@ def test_the_middle_of_a_training(tell, checkpoint, tmp_path):
     status, told = tell(folder)
     assert status == 1
     assert told.count("\n") == 1
-    assert "config.json and non_lora_trainables.bin are missing; copy them from the folder where the" in told
+    assert "copy it and non_lora_trainables.bin from the folder where the training ended." in told
     assert serve.run(argparse.Namespace(handed_on=[str(folder)])) in told
 
 

@@ -84,7 +84,7 @@ def _check_model(model: str) -> bool:
 
 
 def _describe_parts(checkpoint: str, config: "VideoLlavaConfig") -> dict[str, str]:
-    """Tell where each part of a checkpoint is; a folder's tensors are checked as well.
+    """Tell where each part of a checkpoint is; the tensors are checked as well, if nothing has to be downloaded.
 
     Raises:
         ValueError: a tensor is missing, misshapen or surplus.
@@ -98,10 +98,20 @@ def _describe_parts(checkpoint: str, config: "VideoLlavaConfig") -> dict[str, st
         parts["kind"] = f"LoRA of rank {adapter.r} ({fine_tune.files[0]})" if adapter else "projector"
         parts["base"] = config.base_model
         parts["projector"] = fine_tune.files[-1] if fine_tune.files[-1] in (TRAINABLES, PROJECTOR) else "of the base"
-    if not Path(checkpoint).is_dir() or getattr(config, "quantization_config", None):
-        return parts
+    from vllm_videollava.checkpoints.weight_files import whole_model_files
     from vllm_videollava.conversion.completeness import select
+    from vllm_videollava.conversion.files import store
     from vllm_videollava.conversion.source import open_model
+
+    base = config.base_model or checkpoint
+    if not (Path(checkpoint).is_dir() and Path(base).is_dir()) or getattr(config, "quantization_config", None):
+        return parts
+    stored = store(whole_model_files(base))
+    for tower in ("image_tower", "video_tower"):
+        source = getattr(config, f"{tower}_source")
+        if source and not Path(source).is_dir() and not any(name.startswith(f"{tower}.") for name in stored):
+            parts[tower.replace("_", " ")] = f"{source}, which serving downloads; no tensors were checked"
+            return parts
 
     model = select(open_model(checkpoint, config), config)
     for tower in ("image_tower", "video_tower"):
