@@ -30,10 +30,14 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8 weights")
 
 
 def start_engine(precision: str) -> "LLM":
-    """Start vLLM's engine on the tiny checkpoint, with weights of one of `PRECISIONS`."""
+    """Start vLLM's engine on the tiny checkpoint, with weights of one of `PRECISIONS`, or in 8 bits by vLLM's name."""
     from vllm import LLM
 
-    settings = {"dtype": precision} if precision != "int8 weights" else _int8_settings()
+    settings = {"dtype": precision}
+    if precision == "int8 weights":
+        settings = _int8_settings()
+    elif precision not in PRECISIONS:
+        settings = {"dtype": "bfloat16", "quantization": precision}
     # The user of this script can read these files anyway.
     return LLM(str(tiny_checkpoint()), max_model_len=1024, enforce_eager=True, allowed_local_media_path="/", **settings)
 

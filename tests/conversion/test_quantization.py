@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from vllm.distributed.utils import verify_group_size_divides_partition
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
@@ -148,3 +149,9 @@ def test_config_json_says_how(converted, bits):
     assert config["format"] == {4: "pack-quantized", 8: "int-quantized"}[bits]
     assert (scheme["weights"]["num_bits"], scheme["weights"].get("group_size")) == {4: (4, GROUP), 8: (8, None)}[bits]
     assert ("input_activations" in scheme) == (bits == 8)
+
+
+def test_vllm_cuts_the_7bs_groups_for_two_ranks_and_refuses_to_for_four():
+    verify_group_size_divides_partition(11008 // 2, GROUP, "down_proj")
+    with pytest.raises(ValueError, match="down_proj"):
+        verify_group_size_divides_partition(11008 // 4, GROUP, "down_proj")

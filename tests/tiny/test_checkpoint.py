@@ -33,7 +33,7 @@ def examples(tmp_path_factory) -> list[Example]:
     return write_examples(tmp_path_factory.mktemp("examples"), 100, 40, seed=5)
 
 
-@pytest.fixture(scope="module", params=["float32", "int8 weights"])
+@pytest.fixture(scope="module", params=["float32", "int8 weights", "fp8_per_channel"])
 def llm(request):
     llm = start_engine(request.param)
     yield llm

@@ -150,7 +150,8 @@ class VideoLlavaForConditionalGeneration(
             features = features.unflatten(0, pixels.shape[:2]).flatten(1, 2)
         else:
             features = self.image_tower(pixels)  # [B, 1 + N, D]
-            features = features if self.config.image_keeps_cls else features[:, 1:]
+            # Kernels of quantised layers view their input as rows.
+            features = features if self.config.image_keeps_cls else features[:, 1:].contiguous()
         return self.multi_modal_projector(features)
 
     def encoded_modalities(self) -> list[str]:
