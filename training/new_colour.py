@@ -1,6 +1,6 @@
 """Write data that teach the tiny checkpoint a colour which its world lacks.
 
-    python -m training.new_colour FOLDER --videos 300 --images 200 --seed 1
+    python -m training.new_colour FOLDER --videos 600 --images 400 --seed 1
 
 Every other clip and image has an object of the new colour; the others keep what
 is known already in the mix. FOLDER/data.json has a conversation for each
@@ -18,9 +18,9 @@ from vllm_videollava.conversion.small_files import write_json
 from vllm_videollava.tiny.generator import Example, ask_about, draw_files
 from vllm_videollava.tiny.world import Scene, random_clip_scene, random_image_scene
 
-COLOUR = "cyan"
-# The ranges of hue (in degrees), saturation and value, as in `world`, where no hue lies between 145 and 212.
-_HUE, _SATURATION, _VALUE = (169, 187), (0.7, 1.0), (0.7, 1.0)
+COLOUR = "pink"
+# The ranges of hue (in degrees), saturation and value, as in `world`, whose purple and red are more saturated.
+_HUE, _SATURATION, _VALUE = (328, 345), (0.4, 0.6), (0.9, 1.0)
 # Appended to every seed, so that no scene here is one of the generator's or of the training scenes.
 _MARK = 3
 _VIDEO, _IMAGE, _WORDING, _CHOICE = range(4)
@@ -86,8 +86,8 @@ def conversation(number: int, example: Example) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--videos", type=int, default=300, metavar="N")
-    parser.add_argument("--images", type=int, default=200, metavar="N")
+    parser.add_argument("--videos", type=int, default=600, metavar="N")
+    parser.add_argument("--images", type=int, default=400, metavar="N")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     examples = mixed(write_examples(args.folder, args.videos, args.images, args.seed), args.seed)
