@@ -105,21 +105,24 @@ class BatchMaker:
     def find_faults(self, entries: Sequence[Entry]) -> Iterator[str]:
         """Decode every file and count the tokens of every entry; yield a sentence about each that will not do."""
         most = self._config.text_config.max_position_embeddings
-        seen: dict[tuple[str, Path], str | None] = {}
-        for entry in tqdm(entries, "checking", smoothing=0):
+        media = list(dict.fromkeys(medium for entry in entries for medium in entry.media))
+        with ThreadPoolExecutor() as threads:
+            found = threads.map(lambda medium: self._fault(*medium), media)
+            faults = dict(zip(media, tqdm(found, "checking", len(media), smoothing=0), strict=True))
+        for entry in entries:
             if (length := len(self.encode(entry)[0])) > most:
                 yield f"{entry.place}: It has {length} tokens; the model takes {most} at most."
-            for medium in entry.media:
-                if medium not in seen:
-                    seen[medium] = self._fault(*medium)
-                if seen[medium]:
-                    yield f"{entry.place}: {medium[1]}: {seen[medium]}"
+            yield from (
+                f"{entry.place}: {path}: {fault}" for kind, path in entry.media if (fault := faults[kind, path])
+            )
 
     def _fault(self, kind: str, path: Path) -> str | None:
         try:
             self.decode(kind, path)
         except MediaError as error:
             return str(error)
+        except OSError as error:
+            return f"It cannot be read: {error.strerror}."
         return None
 
 

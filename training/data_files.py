@@ -88,9 +88,17 @@ def _read_entry(place: str, value: Any, media_folder: Path) -> Entry:
     remaining = {kind: iter(names) for kind, names in files.items()}
     media = tuple((kind, media_folder / next(remaining[kind])) for kind in kinds)
     for kind, path in media:
-        if not path.is_file():
+        if not _is_file(path):
             raise DataError(f"The {kind} {path} does not exist.")
     return Entry(place, media, messages)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    # The name is too long, for instance.
+    except OSError:
+        return False
 
 
 def _file_names(kind: str, value: Any) -> list[str]:

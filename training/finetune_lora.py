@@ -14,14 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 
 from training.batches import Batch, BatchMaker, prefetch
 from training.data_files import Entry, read_entries
-from training.lora_files import write_fine_tune
+from training.lora_files import num_bytes, write_fine_tune
 from training.trainable import TrainableVideoLlava, load_model, read_base_config
-from vllm_videollava.conversion.folder import check_new
+from vllm_videollava.conversion.folder import check_new, check_space, new_folder
 
 WARMUP = 0.03
 """The share of all steps in which the learning rate rises."""
@@ -30,6 +31,9 @@ WARMUP = 0.03
 class Trainer:
     """Trains an adapter and the projector of one base.
 
+    Attributes:
+        losses: the loss of each step so far.
+
     Args:
         args: the command line's values.
         maker: makes the batches.
@@ -37,6 +41,7 @@ class Trainer:
     """
 
     def __init__(self, args: argparse.Namespace, maker: BatchMaker, model: TrainableVideoLlava) -> None:
+        self.losses: list[float] = []
         self._args, self._maker, self._model = args, maker, model
         adapter = [value for value in model.language_model.parameters() if value.requires_grad]
         projector = list(model.multi_modal_projector.parameters())
@@ -49,22 +54,24 @@ class Trainer:
         )
         self._trained = [*adapter, *projector]
 
-    def run(self, entries: Sequence[Entry]) -> list[float]:
-        """Train on all entries `--epochs` times, in random order, and return the loss of each step."""
+    def run(self, entries: Sequence[Entry]) -> None:
+        """Train on all entries `--epochs` times, in random order.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
         groups = list(self._groups(entries))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_factor(step, len(groups))
         )
-        losses: list[float] = []
         self._model.train()
         bar = tqdm(prefetch(self._maker, groups), "training", len(groups), smoothing=0.05)
         for batch in bar:
-            losses.append(self._step(batch.to(self._model.device)))
+            self.losses.append(self._step(batch.to(self._model.device)))
             schedule.step()
-            recent = losses[-20:]
+            recent = self.losses[-20:]
             bar.set_postfix(loss=f"{sum(recent) / len(recent):.3f}", refresh=False)
         self._model.eval()
-        return losses
 
     def _groups(self, entries: Sequence[Entry]) -> Iterator[list[Entry]]:
         generator = torch.Generator().manual_seed(self._args.seed)
@@ -77,6 +84,10 @@ class Trainer:
         device = self._model.device.type
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = self._model(batch)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"The loss of step {len(self.losses) + 1} is {loss.item()}; lower the learning rates."
+            )
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self._trained, 1.0)
@@ -136,11 +147,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def finetune(args: argparse.Namespace) -> list[float]:
     """Check the data, train, and write the fine-tune's folder.
 
+    If the training ends early, what has been learnt is written to a folder of another name.
+
     Returns:
         The loss of each step.
 
     Raises:
-        ValueError: the base cannot be fine-tuned, or the output exists.
+        ValueError: the base cannot be fine-tuned, or the output exists or has no room.
         SystemExit: something is wrong with the data.
     """
     check_new(args.output)
@@ -153,18 +166,36 @@ def finetune(args: argparse.Namespace) -> list[float]:
     torch.manual_seed(args.seed)
     model = load_model(args.base, config, maker.tokenizer.placeholder_ids, args.device)
     adapter = model.add_adapter(args.rank, args.alpha)
-    losses = Trainer(args, maker, model).run(entries)
-    write_fine_tune(args.output, args.base, model, adapter)
+    check_space(args.output, num_bytes(model))
+    trainer = Trainer(args, maker, model)
+    # The folder is made before the training, so that what forbids it shows at once.
+    with new_folder(args.output) as folder:
+        try:
+            trainer.run(entries)
+        except BaseException:
+            if trainer.losses:
+                _keep(args, model, adapter, len(trainer.losses))
+            raise
+        write_fine_tune(folder, args.output, args.base, model, adapter)
+    losses = trainer.losses
     first, last = (sum(part) / len(part) for part in (losses[:20], losses[-20:]))
     print(f"The loss went from {first:.3f} to {last:.3f}; {args.output} has the fine-tune.")
     return losses
+
+
+def _keep(args: argparse.Namespace, model: TrainableVideoLlava, adapter: PeftModel, steps: int) -> None:
+    """Write what has been learnt so far."""
+    output = args.output.with_name(f"{args.output.name}-after-{steps}-steps")
+    with new_folder(output) as folder:
+        write_fine_tune(folder, output, args.base, model, adapter)
+    print(f"{output} has what was learnt until the training ended early.", file=sys.stderr)
 
 
 def main() -> None:
     args = parse_args()
     try:
         finetune(args)
-    except ValueError as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(str(error)) from error
 
 

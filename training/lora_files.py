@@ -13,7 +13,6 @@ from training.trainable import TARGETS, TrainableVideoLlava
 from vllm_videollava.checkpoints.adapter_config import ADAPTER_CONFIG, read_json_object
 from vllm_videollava.checkpoints.fine_tune import ADAPTER_FILES, TRAINABLES
 from vllm_videollava.checkpoints.weight_files import find_file
-from vllm_videollava.conversion.folder import new_folder
 from vllm_videollava.conversion.small_files import write_json
 
 PREFIX = "base_model.model."
@@ -25,29 +24,38 @@ _PROJECTOR_OF_PORT = {"layers.0.": "linear_1.", "layers.2.": "linear_2."}
 _TARGETS_OF_PORT = rf".*language_model\..*\.({'|'.join(TARGETS)})"
 
 
-def write_fine_tune(output: Path, base: str, model: TrainableVideoLlava, adapter: PeftModel) -> None:
-    """Write adapter, projector and configs to a new folder, in the type in which the base's projector is stored.
+def num_bytes(model: TrainableVideoLlava) -> int:
+    """Return how many bytes a fine-tune's tensors take on the disk."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained * model.stored_dtype.itemsize
+
+
+def write_fine_tune(folder: Path, output: Path, base: str, model: TrainableVideoLlava, adapter: PeftModel) -> None:
+    """Write adapter, projector and configs, in the type in which the base's projector is stored.
 
     Args:
+        folder: an empty folder.
+        output: the name that it will get.
         base: the base's folder or repository.
     """
     original = model.config.original_format
     values = read_json_object(find_file(base, "config.json"))
     adapter_tensors = {
-        _adapter_name(name, original): value for name, value in get_peft_model_state_dict(adapter).items()
+        _adapter_name(name, original): value
+        # By default, PEFT would look the base up and might add the embeddings.
+        for name, value in get_peft_model_state_dict(adapter, save_embedding_layers=False).items()
     }
     projector = {
         _projector_name(name, model): value for name, value in model.multi_modal_projector.state_dict().items()
     }
     if os.path.isdir(base) and not os.path.isabs(base):
         # The package looks for a base from the fine-tune's folder on, so that the two may move together.
-        base = os.path.relpath(base, output)
-    with new_folder(output) as folder:
-        # Written like any other file, because `save_file` makes a file that only its owner may read.
-        (folder / ADAPTER_FILES[0]).write_bytes(save(_written(adapter_tensors, model.stored_dtype), {"format": "pt"}))
-        torch.save(_written(projector, model.stored_dtype), folder / TRAINABLES)
-        write_json(folder / ADAPTER_CONFIG, _adapter_config(base, adapter, original))
-        write_json(folder / "config.json", values | {"_name_or_path": base})
+        base = os.path.relpath(os.path.realpath(base), os.path.realpath(output))
+    # Written like any other file, because `save_file` makes a file that only its owner may read.
+    (folder / ADAPTER_FILES[0]).write_bytes(save(_written(adapter_tensors, model.stored_dtype), {"format": "pt"}))
+    torch.save(_written(projector, model.stored_dtype), folder / TRAINABLES)
+    write_json(folder / ADAPTER_CONFIG, _adapter_config(base, adapter, original))
+    write_json(folder / "config.json", values | {"_name_or_path": base})
 
 
 def _written(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -41,6 +41,8 @@ class TrainableVideoLlava(nn.Module):
             self.image_tower = _make_tower(config, config.image_config)
             self.video_tower = _make_tower(config, config.video_config)
             self.multi_modal_projector = Projector(config)
+            # Of the two fields in transformers' format, the outer one is heeded.
+            config.text_config.tie_word_embeddings = config.tie_word_embeddings
             self.language_model = AutoModelForCausalLM.from_config(config.text_config, dtype=dtype)
         self.requires_grad_(False)
 
@@ -132,5 +134,7 @@ def load_model(
     stored = select(open_model(base, config), config)
     model.stored_dtype = stored["multi_modal_projector.layers.0.weight"].spec.dtype
     for name, value in model.state_dict().items():
-        value.copy_(stored[name].read())
+        # Tied embeddings have two names, of which one is stored.
+        if name in stored:
+            value.copy_(stored[name].read())
     return model

@@ -96,7 +96,7 @@ def _check_revision(model_config) -> None:
     """Refuse to mix revisions: vLLM reads only some of a fine-tune's files from the wanted one."""
     # vLLM has resolved what the user named, if anything.
     revision = getattr(model_config.revision, "initial", model_config.revision)
-    if model_config.hf_config.base_model and revision and not os.path.isdir(model_config.model):
+    if model_config.hf_config.base_model and revision not in (None, "main") and not os.path.isdir(model_config.model):
         raise ValueError(
             f"--revision is {revision}, but {model_config.model} is a fine-tune, and only its main revision can be "
             "served; download the other one, and serve its folder."

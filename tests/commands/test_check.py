@@ -128,3 +128,10 @@ def test_memory(tell, checkpoint, monkeypatch):
     video = 2 * 2 * 128 * 2 * 8 * 17
     assert f"a video in the cache: {video / 1e9:.3g} GB" in told
     assert f"at most: {int((0.9e9 - weights[0]) / video)} with 16 bits" in told
+
+
+def test_a_folder_without_weights(tell, checkpoint, tmp_path):
+    folder = copy_checkpoint(checkpoint, tmp_path / "copy")
+    (folder / "model.safetensors").unlink()
+    status, told = tell(folder)
+    assert (status, "has no weights" in told) == (1, True)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from vllm.engine.arg_utils import EngineArgs
 
+from helpers.checkpoints import write_transformers_checkpoint
 from helpers.fine_tunes import change_adapter, change_adapter_config, write_lora, write_lora_of_towers
 from vllm_videollava.rendering.adapters import AdapterGate
 
@@ -195,3 +196,22 @@ def test_the_rank_that_is_advised_is_one_that_vllm_takes(gate, adapter, rank, fl
     with pytest.raises(ValueError, match=f"has rank {rank}; .*") as caught:
         gate.check(str(adapter))
     assert flag in str(caught.value)
+
+
+def test_a_projector_is_compared_whatever_its_format_calls_it(checkpoint, adapter, tmp_path):
+    """As after `convert --to transformers` of the served model."""
+    served = write_transformers_checkpoint(tmp_path / "served", checkpoint)
+    gate = AdapterGate(
+        EngineArgs(str(served), dtype="float32", enable_lora=True, max_lora_rank=8).create_engine_config()
+    )
+    tensors = load_file(served / "model.safetensors")
+    own = {
+        f"base_model.model.model.mm_projector.{layer}.{part}": tensors[f"multi_modal_projector.linear_{number}.{part}"]
+        for layer, number in ((0, 1), (2, 2))
+        for part in ("weight", "bias")
+    }
+    torch.save(own, adapter / "non_lora_trainables.bin")
+    gate.check(str(adapter))
+    (adapter / "non_lora_trainables.bin").unlink()
+    with pytest.raises(ValueError, match="which has the trained projector"):
+        gate.check(str(adapter))

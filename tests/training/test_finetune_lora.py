@@ -14,7 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaTokenizer, VideoLlavaForConditionalGeneration, VideoLlavaImageProcessor
 
 from helpers.asking import original_prompt
-from helpers.checkpoints import IMAGE_SIZE, copy_checkpoint, write_transformers_checkpoint
+from helpers.checkpoints import (
+    IMAGE_SIZE,
+    change_config,
+    change_tensors,
+    copy_checkpoint,
+    write_transformers_checkpoint,
+)
 from helpers.clips import decode_all
 from helpers.original_answer import pixels_of, reference_ids
 from helpers.training_data import ANSWERS, ENTRIES, QUESTIONS, write_data
@@ -327,3 +333,45 @@ def test_only_the_adapter_and_the_projector_are_trained(checkpoint, data):
 
 def test_there_is_a_conversation_for_each_entry():
     assert len(CONVERSATIONS) == len(ENTRIES)
+
+
+def test_what_was_learnt_is_kept_if_the_training_ends_early(checkpoint, data, tmp_path, monkeypatch):
+    make = BatchMaker.make
+
+    def make_two(self, entries):
+        monkeypatch.setattr(BatchMaker, "made", getattr(BatchMaker, "made", 0) + 1, raising=False)
+        if BatchMaker.made > 2:
+            raise OSError("the disk with the media is gone")
+        return make(self, entries)
+
+    monkeypatch.setattr(BatchMaker, "make", make_two)
+    with pytest.raises(OSError, match="is gone"):
+        finetune(arguments(checkpoint, data, tmp_path / "lora", "--epochs", "8"))
+    assert {path.name for path in tmp_path.iterdir()} == {"lora-after-2-steps"}
+    kept = tmp_path / "lora-after-2-steps"
+    assert find_fine_tune(str(kept), json.loads((kept / "config.json").read_text())).base == str(checkpoint)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(checkpoint, data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"The loss of step \d+ is (nan|inf); lower the learning rates\."):
+        finetune(arguments(checkpoint, data, tmp_path / "lora", "--epochs", "8", "--learning-rate", "1e30"))
+
+
+def test_a_relative_base_is_found_from_a_linked_output(checkpoint, data, tmp_path, monkeypatch):
+    copy_checkpoint(checkpoint, tmp_path / "base")
+    (tmp_path / "scratch" / "deep" / "runs").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "scratch" / "deep" / "runs")
+    monkeypatch.chdir(tmp_path)
+    finetune(arguments(Path("base"), data, Path("runs/lora")))
+    base = json.loads(Path("runs/lora/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == "../../../../base"
+    assert Path("runs/lora", base, "config.json").exists()
+
+
+def test_tied_embeddings_are_loaded(checkpoint, data, tmp_path):
+    folder = change_config(copy_checkpoint(checkpoint, tmp_path / "tied"), tie_word_embeddings=True)
+    change_tensors(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    model = Base(folder, data).model.language_model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    embeddings = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(model.lm_head.weight, embeddings)

@@ -19,27 +19,40 @@ WHOLE_MODEL = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-
 
 
 def list_files(checkpoint: str) -> frozenset[str]:
-    """Return the names of a folder's or a repository's files; there are none if it is neither, or out of reach."""
-    if os.path.isdir(checkpoint):
-        return frozenset(os.listdir(checkpoint))
+    """Return the names of a folder's or a repository's files; there are none if it is neither, or out of reach.
+
+    If the hub is out of reach, a repository's files are those that were downloaded.
+
+    Raises:
+        ValueError: the folder must not be read.
+    """
+    try:
+        if os.path.isdir(checkpoint):
+            return frozenset(os.listdir(checkpoint))
+    except OSError as error:
+        raise ValueError(f"{checkpoint} cannot be read: {error.strerror}.") from error
     try:
         return files_of_repository(checkpoint)
-    except (OSError, ValueError):
-        return frozenset()
+    # The hub's client raises errors of several libraries.
+    except Exception:
+        return _downloaded_files(checkpoint)
 
 
 @cache
 def files_of_repository(repository: str) -> frozenset[str]:
-    """Return the names of a repository's files, or only of those that were downloaded if the hub is out of reach.
+    """Return the names of a repository's files.
 
     Raises:
-        OSError, ValueError: there is no such repository, or its files are out of reach.
+        Exception: there is no such repository, or the hub is out of reach.
     """
+    return frozenset(list_repo_files(repository))
+
+
+def _downloaded_files(repository: str) -> frozenset[str]:
     try:
-        return frozenset(list_repo_files(repository))
-    # The hub's client raises errors of several libraries.
-    except Exception:
         return frozenset(os.listdir(snapshot_download(repository, local_files_only=True)))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def find_file(checkpoint: str, name: str) -> Path | None:

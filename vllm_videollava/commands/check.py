@@ -107,6 +107,8 @@ def _describe_parts(checkpoint: str, config: "VideoLlavaConfig") -> dict[str, st
     if not (Path(checkpoint).is_dir() and Path(base).is_dir()) or getattr(config, "quantization_config", None):
         return parts
     stored = store(whole_model_files(base))
+    if not stored:
+        raise ValueError(f"{base} has no weights; it must have a whole model, an adapter or a projector.")
     for tower in ("image_tower", "video_tower"):
         source = getattr(config, f"{tower}_source")
         if source and not Path(source).is_dir() and not any(name.startswith(f"{tower}.") for name in stored):

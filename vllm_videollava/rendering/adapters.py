@@ -26,10 +26,10 @@ from vllm_videollava.checkpoints.weight_files import check_file, find_file, whol
 from vllm_videollava.compat import swaps_patterns
 from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.tensors.file import map_tensors
-from vllm_videollava.tensors.merging import join_names, split_own
+from vllm_videollava.tensors.merging import canonical, join_names, split_own
 from vllm_videollava.tensors.names import EMBEDDINGS, HEAD
 
-_PROJECTOR = ("mm_projector.", "multi_modal_projector.")
+_PROJECTOR = "multi_modal_projector."
 
 
 class AdapterGate:
@@ -62,8 +62,8 @@ class AdapterGate:
         check_file(folder / name)
         self._check_config(folder, config)
         self._check_base(folder, config)
-        self._check_tensors(folder / name, config)
-        self._check_trainables(folder)
+        has_originals_names = self._check_tensors(folder / name, config)
+        self._check_trainables(folder, has_originals_names)
         self._passed[folder] = stamps
 
     def _check_config(self, folder: Path, config: AdapterConfig) -> None:
@@ -95,7 +95,8 @@ class AdapterGate:
     def _served_fine_tune(self) -> FineTune | None:
         return find_fine_tune(self._model_config.model, self._model_config.hf_config.original_values or {})
 
-    def _check_tensors(self, file: Path, config: AdapterConfig) -> None:
+    def _check_tensors(self, file: Path, config: AdapterConfig) -> bool:
+        """Check an adapter's matrices, and return whether they have the original's names."""
         tensors = map_tensors(file)
         try:
             replacements, factors = split_own(tensors, config)
@@ -112,6 +113,7 @@ class AdapterGate:
             raise ValueError(
                 f"{file} has {join_names(unknown)}, whose names vLLM does not know; {_serve(file.parent)}."
             )
+        return any(name.startswith("base_model.model.model.layers.") for name in tensors)
 
     def _check_factors(self, file: Path, name: str, shape: list[int]) -> None:
         if name not in self._shapes:
@@ -145,18 +147,17 @@ class AdapterGate:
 
         return model_shapes(self._model_config.hf_config)
 
-    def _check_trainables(self, folder: Path) -> None:
+    def _check_trainables(self, folder: Path, has_originals_names: bool) -> None:
         """Check what was trained beside the adapter."""
         file = folder / TRAINABLES
         if not file.exists():
-            if self._model_config.hf_config.original_format:
+            if has_originals_names:
                 raise ValueError(lacks_trainables(str(folder)))
             return
         check_file(file)
-        tensors = map_tensors(file)
-        if others := [name for name in tensors if not _short(name)]:
+        trained = {canonical(name): tensor for name, tensor in map_tensors(file).items()}
+        if others := [name for name in trained if not name.startswith(_PROJECTOR)]:
             raise ValueError(f"{file} has {join_names(others)}, and vLLM cannot swap that; {_serve(folder)}.")
-        trained = {_short(name): tensor for name, tensor in tensors.items()}
         if trained and not _are_equal(trained, self._served_projector()):
             raise ValueError(
                 f"{file} has another projector than the served model, and vLLM cannot swap it; {_serve(folder)}."
@@ -205,14 +206,10 @@ def _find_folder(path: str) -> Path:
 
 
 def _projector_in(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of the projector in a file, named from the projector's own name on."""
+    """Yield the tensors of the projector in a file, by this model's names."""
     for name, tensor in map_tensors(file).items():
-        if short := _short(name):
-            yield short, tensor
-
-
-def _short(name: str) -> str | None:
-    return next((name[name.index(part) :] for part in _PROJECTOR if part in name), None)
+        if (known := canonical(name)).startswith(_PROJECTOR):
+            yield known, tensor
 
 
 def _are_equal(trained: dict[str, torch.Tensor], served: dict[str, torch.Tensor]) -> bool:

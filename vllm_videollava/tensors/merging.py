@@ -148,8 +148,8 @@ def _pair(module: str, matrices: dict[str, torch.Tensor], adapter: AdapterConfig
 
 
 def canonical(name: str) -> str:
-    """Return this model's name of a tensor that any checkpoint names."""
-    return TENSOR_NAMES.apply_list([name])[0]
+    """Return this model's name of a tensor that any checkpoint or fine-tune names."""
+    return TENSOR_NAMES.apply_list([name.removeprefix(_PEFT)])[0]
 
 
 def join_names(names: Iterable[str], most: int = 8) -> str:
