@@ -172,7 +172,8 @@ def rows_of(case: str, result: dict[str, Any], busy: list[float]) -> Iterator[di
     yield harness.row(case, OURS, "tokens", "1/s", [result["output_throughput"]])
     yield harness.row(case, OURS, "goodput", "1/s", [result["request_goodput"]])
     if busy:
-        yield harness.row(case, OURS, "GPU busy", "share", busy)
+        # Each sample is the share of a moment; their median would hide idle moments.
+        yield harness.row(case, OURS, "GPU busy", "share", [sum(busy) / len(busy)])
 
 
 def measure(client: Client, load: Load, new: dict[str, Media], seconds: float) -> Iterator[dict[str, Any]]:

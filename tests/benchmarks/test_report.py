@@ -163,9 +163,15 @@ def test_what_the_readme_says_of_the_goals():
             medians[new, "this package"] / medians[again, "this package"],
             lambda times: times >= 6,
         ),
-        "98 % of the rate of LLaMA alone would be the goal. It reaches": (ours / alone, lambda share: share >= 0.98),
     }
     text = " ".join(report.README.read_text().split())
+    equal = "many videos, 32 tokens each"
+    of_equal = medians[equal, "this package"] / medians[equal, "LLaMA alone"]
+    shares = (
+        f"It reaches {ours / alone:.2f} of it with answers of mixed length, and {of_equal:.2f} with equal ones: missed."
+    )
+    assert shares in text
+    assert max(ours / alone, of_equal) < 0.98
     for sentence, (value, is_met) in goals.items():
         verdict = "met" if is_met(value) else "missed"
         assert re.search(rf"{re.escape(sentence)} {value:.2f} [a-z ]+: {verdict}\.", text), (sentence, value, verdict)

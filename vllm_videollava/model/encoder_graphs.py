@@ -69,7 +69,7 @@ class EncoderGraphs(SupportsEncoderCudaGraph):
     def get_encoder_cudagraph_item_specs(self, mm_kwargs: dict[str, Any]) -> list[EncoderItemSpec]:
         modality = self.get_input_modality(mm_kwargs)
         tokens = self.config.tokens_per_item[modality]
-        return [EncoderItemSpec(tokens, tokens, {modality: tokens}) for _ in mm_kwargs[INPUT_NAMES[modality]]]
+        return [EncoderItemSpec(tokens, tokens, {modality: tokens})] * len(mm_kwargs[INPUT_NAMES[modality]])
 
     def select_encoder_cudagraph_items(self, mm_kwargs: dict[str, Any], indices: list[int]) -> dict[str, Any]:
         name = INPUT_NAMES[self.get_input_modality(mm_kwargs)]
