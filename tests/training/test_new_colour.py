@@ -29,7 +29,7 @@ TAUGHT = TESTS / "data" / COLOUR
 @pytest.fixture(scope="module")
 def held_out(tmp_path_factory) -> list[Example]:
     """Questions about clips and images that are not in the training data, whose seed is 1."""
-    return write_examples(tmp_path_factory.mktemp("held-out"), 30, 20, seed=2)
+    return write_examples(tmp_path_factory.mktemp("held-out"), 34, 22, seed=2)
 
 
 class Ways:
