@@ -133,8 +133,8 @@ MALFORMED = {
     "pattern that is none": ("lora", adapter(alpha_pattern={"(": 1}), "alpha_pattern has the key '('; it must be a"),
     "base of another machine": (
         "lora",
-        adapter(base_model_name_or_path="/home/trainer/vicuna"),
-        "changes the model '/home/trainer/vicuna', which is neither a folder nor a repository within reach; name",
+        adapter(base_model_name_or_path="/data/alice/vicuna"),
+        "changes the model '/data/alice/vicuna', which is neither a folder nor a repository within reach; name",
     ),
     "base without weights": (
         "lora",
@@ -194,8 +194,8 @@ MALFORMED = {
     ),
     "tower of another machine": (
         "whole",
-        lambda folder: change_config(folder, mm_image_tower="/home/trainer/my_tower"),
-        "mm_image_tower is '/home/trainer/my_tower', whose config.json cannot be read",
+        lambda folder: change_config(folder, mm_image_tower="/data/alice/my_tower"),
+        "mm_image_tower is '/data/alice/my_tower', whose config.json cannot be read",
     ),
 }
 
@@ -284,7 +284,7 @@ def test_a_base_for_a_whole_model_has_no_effect_and_is_refused(whole, checkpoint
 
 
 TOWERS = {
-    "the trainer's path": "/home/trainer/LanguageBind_Image",
+    "the trainer's path": "/data/alice/LanguageBind_Image",
     "below the home folder": "~/LanguageBind_Image",
     "below the folder of the training": "pretrained/LanguageBind_Image",
     "relative": "./cache_dir/LanguageBind_Image",
@@ -309,7 +309,7 @@ def test_a_repository_that_has_a_towers_last_name_is_left_alone(monkeypatch):
 
 
 def test_towers_are_named_by_a_flag(whole, checkpoint):
-    change_config(whole, mm_image_tower="/home/trainer/unknown")
+    change_config(whole, mm_image_tower="/data/alice/unknown")
     config = read_config(whole, mm_image_tower=str(checkpoint / "LanguageBind_Image"))
     assert config.image_tower_source == str(checkpoint / "LanguageBind_Image")
     assert config.tower_fault is None

@@ -121,7 +121,7 @@ def test_an_adapter_that_does_not_fit_is_refused(gate, adapter, change, sentence
     change_adapter(adapter, change)
     with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         gate.check(str(adapter))
-    assert str(adapter / "adapter_model.safetensors") in str(caught.value)
+    assert str(caught.value).startswith(f"The adapter '{adapter.name}' cannot be loaded: adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
@@ -180,7 +180,7 @@ def test_an_adapter_is_not_put_on_a_model_that_has_one(checkpoint, tmp_path):
     served = write_lora(tmp_path / "served", checkpoint).folder
     args = EngineArgs(str(served), dtype="float32", enable_lora=True, max_lora_rank=8)
     gate = AdapterGate(args.create_engine_config())
-    with pytest.raises(ValueError, match=r"was not trained on the served model .*, which has an adapter in it"):
+    with pytest.raises(ValueError, match=r"was not trained on the served model, which has an adapter in it"):
         gate.check(str(served))
     other = write_lora(tmp_path / "other", checkpoint, projector=False).folder
     with pytest.raises(ValueError, match="was not trained on the served model"):

@@ -123,12 +123,13 @@ def check_fine_tune(
             check_file(path)
     if base is None:
         raise ValueError(f"{checkpoint} does not name the model that it changes; {how_to_name_base}.")
+    quoted = repr(base) if len(base) <= 100 else shorten(base)
     if not list_files(base):
         raise ValueError(
-            f"{checkpoint} changes the model {shorten(base)}, which is neither a folder nor a repository within reach; "
+            f"{checkpoint} changes the model {quoted}, which is neither a folder nor a repository within reach; "
             f"{how_to_name_base}."
         )
     if not has_whole_model(base):
         raise ValueError(
-            f"{checkpoint} changes the model {shorten(base)}, which does not have a whole model; {how_to_name_base}."
+            f"{checkpoint} changes the model {quoted}, which does not have a whole model; {how_to_name_base}."
         )

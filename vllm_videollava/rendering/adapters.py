@@ -30,6 +30,7 @@ from vllm_videollava.tensors.merging import canonical, join_names, split_own
 from vllm_videollava.tensors.names import EMBEDDINGS, HEAD
 
 _PROJECTOR = "multi_modal_projector."
+_INSTEAD = "serve the folder itself"
 
 
 class AdapterGate:
@@ -58,29 +59,35 @@ class AdapterGate:
         folder = self._folders[path]
         if self._passed.get(folder) == (stamps := _stamps(folder)):
             return
+        try:
+            self._check_folder(folder)
+        except ValueError as error:
+            # Clients know an adapter by its name.
+            reason = str(error).replace(f"{folder}/", "").replace(str(folder), "the folder")
+            raise ValueError(f"The adapter {shorten(Path(path).name)} cannot be loaded: {reason}") from error
+        self._passed[folder] = stamps
+
+    def _check_folder(self, folder: Path) -> None:
         config, name = read_adapter(str(folder))
         check_file(folder / name)
         self._check_config(folder, config)
         self._check_base(folder, config)
         has_originals_names = self._check_tensors(folder / name, config)
         self._check_trainables(folder, has_originals_names)
-        self._passed[folder] = stamps
 
     def _check_config(self, folder: Path, config: AdapterConfig) -> None:
         rank = max(config.r, *config.rank_pattern.values(), 0)
         if rank > self._lora_config.max_lora_rank:
             enough = [most for most in get_args(MaxLoRARanks) if most >= rank]
             flag = f"start the server with --max-lora-rank {enough[0]}, or " if enough else ""
-            raise ValueError(f"{folder} has rank {rank}; {flag}{_serve(folder)}.")
+            raise ValueError(f"{folder} has rank {rank}; {flag}{_INSTEAD}.")
         if (config.rank_pattern or config.alpha_pattern) and not swaps_patterns():
-            raise ValueError(
-                f"{folder} has a rank_pattern or alpha_pattern, which this vLLM ignores; {_serve(folder)}."
-            )
+            raise ValueError(f"{folder} has a rank_pattern or alpha_pattern, which this vLLM ignores; {_INSTEAD}.")
         try:
             PEFTHelper.from_local_dir(str(folder), None).validate_legal(self._lora_config)
         except (TypeError, ValueError) as error:
             reason = str(error).split(". ")[0].rstrip(".")
-            raise ValueError(f"{folder / ADAPTER_CONFIG} is refused by vLLM ({reason}); {_serve(folder)}.") from error
+            raise ValueError(f"{folder / ADAPTER_CONFIG} is refused by vLLM ({reason}); {_INSTEAD}.") from error
 
     def _check_base(self, folder: Path, config: AdapterConfig) -> None:
         """Check that an adapter is not put on top of one that the served model has already."""
@@ -88,8 +95,8 @@ class AdapterGate:
         base = config.base and locate_base(config.base, str(folder))
         if fine_tune and fine_tune.adapter and (not base or not _are_the_same(base, self._model_config.model)):
             raise ValueError(
-                f"{folder} was not trained on the served model {self._model_config.model}, which has an adapter in it; "
-                f"{_serve(folder)}, or serve the model that it was trained on."
+                f"{folder} was not trained on the served model, which has an adapter in it; "
+                f"{_INSTEAD}, or serve the model that it was trained on."
             )
 
     def _served_fine_tune(self) -> FineTune | None:
@@ -106,13 +113,10 @@ class AdapterGate:
             self._check_factors(file, name, [pair.b.shape[0], pair.a.shape[1]])
         if replacements:
             raise ValueError(
-                f"{file} replaces {join_names(replacements)}, and vLLM swaps only matrices of LoRA; "
-                f"{_serve(file.parent)}."
+                f"{file} replaces {join_names(replacements)}, and vLLM swaps only matrices of LoRA; {_INSTEAD}."
             )
         if unknown := [name for name in tensors if not _is_known_to_vllm(name)]:
-            raise ValueError(
-                f"{file} has {join_names(unknown)}, whose names vLLM does not know; {_serve(file.parent)}."
-            )
+            raise ValueError(f"{file} has {join_names(unknown)}, whose names vLLM does not know; {_INSTEAD}.")
         return any(name.startswith("base_model.model.model.layers.") for name in tensors)
 
     def _check_factors(self, file: Path, name: str, shape: list[int]) -> None:
@@ -125,7 +129,7 @@ class AdapterGate:
             )
         # vLLM maps adapters to rows as if one tower computed all images and videos of a batch (vllm#53849).
         if name in (EMBEDDINGS, HEAD) or not name.startswith("language_model."):
-            raise ValueError(f"{file} changes {name}, which cannot be swapped; {_serve(file.parent)}.")
+            raise ValueError(f"{file} changes {name}, which cannot be swapped; {_INSTEAD}.")
         if self._is_left_out(name.removesuffix(".weight")):
             raise ValueError(
                 f"{file} changes {name}, which --lora-target-modules leaves out; start the server without that flag."
@@ -157,10 +161,10 @@ class AdapterGate:
         check_file(file)
         trained = {canonical(name): tensor for name, tensor in map_tensors(file).items()}
         if others := [name for name in trained if not name.startswith(_PROJECTOR)]:
-            raise ValueError(f"{file} has {join_names(others)}, and vLLM cannot swap that; {_serve(folder)}.")
+            raise ValueError(f"{file} has {join_names(others)}, and vLLM cannot swap that; {_INSTEAD}.")
         if trained and not _are_equal(trained, self._served_projector()):
             raise ValueError(
-                f"{file} has another projector than the served model, and vLLM cannot swap it; {_serve(folder)}."
+                f"{file} has another projector than the served model, and vLLM cannot swap it; {_INSTEAD}."
             )
 
     def _served_projector(self) -> dict[str, torch.Tensor]:
@@ -179,10 +183,6 @@ def _is_known_to_vllm(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _serve(folder: Path) -> str:
-    return f"serve the folder itself (vllm serve {folder})"
 
 
 def _are_the_same(checkpoint: str, other: str) -> bool:

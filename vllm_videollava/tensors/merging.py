@@ -152,7 +152,7 @@ def canonical(name: str) -> str:
     return TENSOR_NAMES.apply_list([name.removeprefix(_PEFT)])[0]
 
 
-def join_names(names: Iterable[str], most: int = 8) -> str:
+def join_names(names: Iterable[str], most: int = 4) -> str:
     """Return some names for a sentence, in order, and how many others there are."""
     first, others = (ordered := sorted(names))[:most], ordered[most:]
     return ", ".join(first) + (f" and {len(others)} more" if others else "")
