@@ -47,6 +47,8 @@ class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
     @staticmethod
     def verify_and_update_config(vllm_config) -> None:
         model_config, load_format = vllm_config.model_config, vllm_config.load_config.load_format
+        if model_config.multimodal_config.enable_mm_embeds and vllm_config.compilation_config.cudagraph_mm_encoder:
+            raise ValueError("--enable-mm-embeds is set, which works only without cudagraph_mm_encoder; leave one out.")
         if model_config.hf_config.base_model and load_format not in ("auto", "hf", "dummy"):
             raise ValueError(
                 f"--load-format is {load_format}, but {model_config.model} is a fine-tune, whose files are of several "
@@ -88,8 +90,6 @@ def _check_frontend(model_config) -> None:
         raise ValueError("VLLM_USE_RUST_FRONTEND is set; this model needs vLLM's Python frontend.")
     if model_config.skip_tokenizer_init:
         raise ValueError("--skip-tokenizer-init is set; this model needs its tokenizer to place images and videos.")
-    if model_config.multimodal_config.enable_mm_embeds:
-        raise ValueError("--enable-mm-embeds is set; this model does not take embeddings of images and videos.")
 
 
 def _check_revision(model_config) -> None:

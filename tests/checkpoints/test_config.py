@@ -182,7 +182,6 @@ REFUSED_FLAGS = {
     ),
     "mistyped value": ({"mm_processor_kwargs": {"image_aspect_ratio": "fill"}}, "image_aspect_ratio is 'fill'"),
     "argument": ({"mm_processor_kwargs": {"images": []}}, "has the unknown key 'images'"),
-    "embeddings": ({"enable_mm_embeds": True}, "--enable-mm-embeds is set"),
     "no tokenizer": ({"skip_tokenizer_init": True}, "--skip-tokenizer-init is set"),
     "more frames": ({"hf_overrides": {"num_frames": 16}}, f"'num_frames', {NOT_OURS}"),
     "frames of the tower": (
@@ -222,6 +221,16 @@ def test_flags_that_can_never_work_are_refused(checkpoint, options, message):
 
     with pytest.raises(ValueError, match=re.escape(message)):
         EngineArgs(model=str(checkpoint), **options).create_model_config()
+
+
+def test_embeddings_are_refused_beside_graphs_of_the_towers(checkpoint):
+    from vllm.engine.arg_utils import EngineArgs
+
+    args = EngineArgs(
+        str(checkpoint), enable_mm_embeds=True, compilation_config={"cudagraph_mm_encoder": True}, max_model_len=1024
+    )
+    with pytest.raises(ValueError, match="--enable-mm-embeds is set, which works only without cudagraph_mm_encoder"):
+        args.create_engine_config()
 
 
 def test_more_frames_are_refused_without_attention_over_time_too(checkpoint, tmp_path):

@@ -136,7 +136,7 @@ def test_version(run, capsys):
         ("serv", "did you mean serve?"),
         ("chekc", "did you mean check?"),
         ("vlm", "did you mean vllm?"),
-        ("xyz", "the commands are serve, demo, check, convert, vllm."),
+        ("xyz", "the commands are serve, demo, check, convert, embed, vllm."),
     ],
 )
 def test_a_mistyped_command_is_answered_with_the_nearest(run, capsys, mistyped, hint):

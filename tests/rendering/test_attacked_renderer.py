@@ -358,11 +358,11 @@ def test_the_gate_lets_pass_what_the_engine_takes_and_nothing_else(renderer):
     @given(changed_engine_inputs(good))
     def change(engine_input):
         if is_right(engine_input):
-            check_engine_input(engine_input, config, shares_memory=False)
+            check_engine_input(engine_input, config, {}, shares_memory=False)
             passed.append(True)
         else:
             with pytest.raises(ValueError, match=r"\.$") as error:
-                check_engine_input(engine_input, config, shares_memory=False)
+                check_engine_input(engine_input, config, {}, shares_memory=False)
             check_sentence(str(error.value))
             passed.append(False)
 

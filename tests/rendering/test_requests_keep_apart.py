@@ -104,7 +104,7 @@ def test_an_id_that_only_the_other_kind_has_is_unknown(server_url):
 NO_MEDIA = {
     "no address": ({"type": "image_url", "image_url": {"url": ""}}, "The image has no address."),
     "null": ({"type": "video_url", "video_url": None}, "The video has no address."),
-    "embeddings": ({"type": "image_embeds", "image_embeds": "AAAA"}, "Embeddings are not supported; send the image"),
+    "embeddings": ({"type": "image_embeds", "image_embeds": "AAAA"}, "The server takes no embeddings, because"),
 }
 
 

@@ -48,7 +48,7 @@ def test_script_takes_these_arguments(script):
 def test_there_is_something_to_check():
     assert len(PATHS) >= 3
     assert TARGETS == ["bench-tiny", "demo", "fuzz", "lint", "setup", "test", "train-tiny"]
-    assert COMMANDS == ["check", "convert", "demo", "serve", "vllm"]
+    assert COMMANDS == ["check", "convert", "demo", "embed", "serve", "vllm"]
     assert len(SCRIPTS) == 7
 
 

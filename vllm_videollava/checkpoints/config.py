@@ -121,6 +121,12 @@ class VideoLlavaConfig(PreTrainedConfig):
         return {"image": self.tokens_per_image, "video": self.tokens_per_video}
 
     @property
+    def embedding_shapes(self) -> dict[str, list[tuple[int, int]]]:
+        """The shapes of what the projector makes of one image or video, and of what it is given, by modality."""
+        sizes = self.text_config.hidden_size, self.image_config.hidden_size
+        return {modality: [(tokens, size) for size in sizes] for modality, tokens in self.tokens_per_item.items()}
+
+    @property
     def pixel_format(self) -> PixelFormat:
         sizes = self.image_config.image_size, self.video_config.image_size
         return PixelFormat(self.num_frames, *sizes, original=self.original_format)

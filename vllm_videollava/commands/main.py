@@ -6,10 +6,17 @@ import sys
 from importlib.metadata import version
 from types import ModuleType
 
-from vllm_videollava.commands import check, convert, demo, serve, vllm
+from vllm_videollava.commands import check, convert, demo, embed, serve, vllm
 
 PROG = "vllm-videollava"
-COMMANDS: dict[str, ModuleType] = {"serve": serve, "demo": demo, "check": check, "convert": convert, "vllm": vllm}
+COMMANDS: dict[str, ModuleType] = {
+    "serve": serve,
+    "demo": demo,
+    "check": check,
+    "convert": convert,
+    "embed": embed,
+    "vllm": vllm,
+}
 
 
 def main() -> None:

@@ -38,6 +38,13 @@ def describe(head: bytes) -> str | None:
     return kind and kind.name
 
 
+def find_medium(head: bytes) -> str:
+    """Return whether a file is taken for an "image" or a "video", given its first bytes; a still WebP is an image."""
+    kind = recognize(head)
+    is_still = kind is not None and (kind.media == ("image",) or (kind.name == "a WebP" and b"ANIM" not in head[:64]))
+    return "image" if is_still else "video"
+
+
 def explain(medium: str, head: bytes) -> str | None:
     """Explain in one sentence why a file is not an image or not a video, and what to send.
 

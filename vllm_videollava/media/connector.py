@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from vllm import envs
 from vllm.multimodal.media import MediaConnector, MediaWithBytes
 
@@ -13,6 +14,7 @@ from vllm_videollava.decoding.data_urls import split_data_url
 from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pool import DecoderUnavailableError
+from vllm_videollava.media.embeddings import read_embeddings
 from vllm_videollava.media.fetch_errors import fetch_refusals
 from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.media.options import background_colour
@@ -85,6 +87,18 @@ class VideoLlavaMediaConnector(MediaConnector):
     async def fetch_video_async(self, video_url: str, **kwargs) -> MediaWithBytes:
         return await self._fetch_async("video", video_url, envs.VLLM_VIDEO_FETCH_TIMEOUT)
 
+    def fetch_image_embedding(self, data: str) -> torch.Tensor:
+        return _read_embeddings("image", data)
+
+    async def fetch_image_embedding_async(self, data: str) -> torch.Tensor:
+        return await asyncio.to_thread(_read_embeddings, "image", data)
+
+    def fetch_video_embedding(self, data: str) -> torch.Tensor:
+        return _read_embeddings("video", data)
+
+    async def fetch_video_embedding_async(self, data: str) -> torch.Tensor:
+        return await asyncio.to_thread(_read_embeddings, "video", data)
+
     def _fetch(self, kind: str, url: str, timeout: int) -> MediaWithBytes:
         with _naming(url):
             with fetch_refusals(kind, url):
@@ -102,6 +116,11 @@ class VideoLlavaMediaConnector(MediaConnector):
                 else:
                     file = await self.load_from_url_async(url.strip(), MediaFileIO(kind), fetch_timeout=timeout)
             return await self._decoder.decode_async(file)
+
+
+def _read_embeddings(modality: str, data: str) -> torch.Tensor:
+    with _naming(data):
+        return read_embeddings(modality, data)
 
 
 def _is_data_url(url: str) -> bool:

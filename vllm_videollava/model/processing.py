@@ -9,7 +9,7 @@ import torch
 from transformers import BatchFeature
 from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.parse import EmbeddingItems, MultiModalDataItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,
     BaseMultiModalProcessor,
@@ -22,6 +22,7 @@ from vllm.multimodal.processing import (
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.pixel_format import INPUT_NAMES
 from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo
+from vllm_videollava.media.embeddings import EMBEDDING_NAMES, accepted_shapes
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.media.python_media import VideoLlavaDataParser
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
@@ -73,7 +74,9 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
 
     def get_data_parser(self) -> VideoLlavaDataParser:
         background = background_colour(self.ctx.get_mm_config().media_io_kwargs)
-        return VideoLlavaDataParser(self.get_hf_config().pixel_format, background)
+        config = self.get_hf_config()
+        shapes = accepted_shapes(config.embedding_shapes, self.ctx.get_mm_config())
+        return VideoLlavaDataParser(config.pixel_format, background, shapes)
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None, "video": None}
@@ -147,7 +150,9 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
         pixel_format = self.info.get_hf_config().pixel_format
         shapes = {"image": pixel_format.image_shape, "video": pixel_format.clip_shape}
         for modality, shape in shapes.items():
-            for pixels in items[modality].get_all() if modality in items else ():
+            if modality not in items or isinstance(items[modality], EmbeddingItems):
+                continue
+            for pixels in items[modality].get_all():
                 if pixels is not None and (pixels.shape != shape or pixels.dtype != np.uint8):
                     found = f"{pixels.dtype} {list(pixels.shape)}"
                     raise ValueError(f"A prepared {modality} is {found}; it must be uint8 {list(shape)}.")
@@ -162,7 +167,8 @@ class VideoLlavaMultiModalProcessor(BaseMultiModalProcessor[VideoLlavaProcessing
     def _get_mm_fields_config(
         self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, object]
     ) -> Mapping[str, MultiModalFieldConfig]:
-        return {name: MultiModalFieldConfig.batched(modality) for modality, name in INPUT_NAMES.items()}
+        names = (*INPUT_NAMES.items(), *EMBEDDING_NAMES.items())
+        return {name: MultiModalFieldConfig.batched(modality) for modality, name in names}
 
     def _get_prompt_updates(
         self, mm_items: MultiModalDataItems, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any

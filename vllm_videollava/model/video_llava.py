@@ -1,6 +1,6 @@
 """Video-LLaVA for vLLM: two LanguageBind towers, a projector, and LLaMA."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -90,6 +90,7 @@ class VideoLlavaForConditionalGeneration(
         super().__init__()
         config: VideoLlavaConfig = vllm_config.model_config.hf_config
         self.config = config
+        self._dtype = vllm_config.model_config.dtype
         self._shards_items = is_vit_use_data_parallel()
 
         with self._mark_tower_model(vllm_config, "image"):
@@ -123,8 +124,13 @@ class VideoLlavaForConditionalGeneration(
         self,
         pixel_values_images: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
+        image_embeds: Sequence[torch.Tensor] = (),
+        video_embeds: Sequence[torch.Tensor] = (),
     ) -> MultiModalEmbeddings:
         """Embed images, uint8 `[B, 3, S, S]`, and videos, uint8 `[V, T, 3, S, S]`.
+
+        Each of `image_embeds` and `video_embeds` is already embedded, `[tokens, D]`, or is what a tower makes of an
+        image or a video, `[tokens, tower's D]`.
 
         Returns:
             One tensor `[tokens, D]` for each image, then one for each video.
@@ -136,7 +142,7 @@ class VideoLlavaForConditionalGeneration(
         if pixel_values_videos is not None:
             videos = VideoLlavaVideoInputs(pixel_values=pixel_values_videos)
             embeddings += self._embed("video", videos["pixel_values"])
-        return embeddings
+        return [*embeddings, *map(self._project, (*image_embeds, *video_embeds))]
 
     def _embed(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
         """Embed images or videos, each on one rank if vLLM's flag `--mm-encoder-tp-mode` says so."""
@@ -144,15 +150,22 @@ class VideoLlavaForConditionalGeneration(
             return run_dp_sharded_vision_model(pixels, partial(self.embed_pixels, modality))
         return self.embed_pixels(modality, pixels)
 
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
+        if features.shape[-1] == self.config.text_config.hidden_size:
+            return features
+        return self.multi_modal_projector(features.to(self._dtype))
+
     def embed_pixels(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
+        return self.multi_modal_projector(self.encode_pixels(modality, pixels))
+
+    def encode_pixels(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
+        """Return what a tower makes of images or videos, and the projector is given: `[items, tokens, tower's D]`."""
         if modality == "video":
             features = self.video_tower(pixels.flatten(0, 1))  # [V * T, 1 + N, D]
-            features = features.unflatten(0, pixels.shape[:2]).flatten(1, 2)
-        else:
-            features = self.image_tower(pixels)  # [B, 1 + N, D]
-            # Kernels of quantised layers view their input as rows.
-            features = features if self.config.image_keeps_cls else features[:, 1:].contiguous()
-        return self.multi_modal_projector(features)
+            return features.unflatten(0, pixels.shape[:2]).flatten(1, 2)
+        features = self.image_tower(pixels)  # [B, 1 + N, D]
+        # Kernels of quantised layers view their input as rows.
+        return features if self.config.image_keeps_cls else features[:, 1:].contiguous()
 
     def encoded_modalities(self) -> list[str]:
         return [modality for modality in ("image", "video") if self._computes(f"{modality}_tower")]

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.decoding.pixel_format import INPUT_NAMES
+from vllm_videollava.media.embeddings import EMBEDDING_NAMES, Shapes, check_embeddings
 from vllm_videollava.media.python_media import check_modalities
 from vllm_videollava.rendering.request_values import check_value
 from vllm_videollava.text.unicode import check_text
@@ -26,11 +27,14 @@ INT64_MAX = 2**63 - 1
 _CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
 
 
-def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig, *, shares_memory: bool) -> None:
+def check_engine_input(
+    engine_input: Mapping[str, Any], config: VideoLlavaConfig, embedding_shapes: Shapes, *, shares_memory: bool
+) -> None:
     """Check the form of everything that a request gives to the engine, whether or not it was checked before.
 
     Args:
         engine_input: the result of vLLM's renderer, of type "token", "multimodal" or "embeds".
+        embedding_shapes: the shapes of embeddings that are accepted in place of images and videos.
         shares_memory: whether items may be addresses in memory shared with the engine, as in vLLM's cache "shm".
 
     Raises:
@@ -42,7 +46,7 @@ def check_engine_input(engine_input: Mapping[str, Any], config: VideoLlavaConfig
     if engine_input["type"] == "embeds":
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
     if engine_input["type"] == "multimodal":
-        _check_media(engine_input, len(token_ids), config, shares_memory)
+        _check_media(engine_input, len(token_ids), config, embedding_shapes, shares_memory)
 
 
 def hash_pixels(items: Mapping[str, Sequence[MultiModalKwargsItem]], algorithm: str) -> dict[str, list[str]]:
@@ -111,13 +115,16 @@ def _check_embeds(embeds: torch.Tensor, hidden_size: int) -> None:
 
 
 def _check_media(
-    engine_input: Mapping[str, Any], num_tokens: int, config: VideoLlavaConfig, shares_memory: bool
+    engine_input: Mapping[str, Any],
+    num_tokens: int,
+    config: VideoLlavaConfig,
+    embedding_shapes: Shapes,
+    shares_memory: bool,
 ) -> None:
     items, hashes, places = (engine_input[name] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
     ends = []
     check_modalities(modalities := {*items, *hashes, *places})
     for modality in modalities:
-        name, shape = INPUT_NAMES[modality], config.pixel_format.input_shapes[modality]
         length = config.tokens_per_item[modality]
         # If there are no items, some of the three mappings lack the modality.
         own_items, own_hashes, own_places = (one.get(modality, ()) for one in (items, hashes, places))
@@ -126,7 +133,7 @@ def _check_media(
             raise ValueError(f"For {modality!r}, the request has {counts}; the three numbers must be equal.")
         for item in own_items:
             if not (shares_memory and item and "address" in item):
-                _check_item(modality, item, name, shape)
+                _check_item(modality, item, config, embedding_shapes.get(modality))
         if others := [place.length for place in own_places if place.length != length]:
             raise ValueError(
                 f"Each {modality} takes {length} tokens, but the request reserves {others[0]} tokens for one of them."
@@ -140,13 +147,27 @@ def _check_media(
         raise ValueError("Images or videos of the request overlap in its prompt, or lie outside it.")
 
 
-def _check_item(modality: str, item: Mapping[str, Any] | None, name: str, shape: tuple[int, ...]) -> None:
-    element = (item or {}).get(name)
-    pixels = element.data if element else None
-    if len(item or ()) != 1 or not isinstance(pixels, torch.Tensor) or element.field != MultiModalBatchedField():
-        raise ValueError(f"An item of modality {modality!r} must have pixels and nothing else.")
+def _check_item(
+    modality: str,
+    item: Mapping[str, Any] | None,
+    config: VideoLlavaConfig,
+    embedding_shapes: Sequence[tuple[int, int]] | None,
+) -> None:
+    name, shape = INPUT_NAMES[modality], config.pixel_format.input_shapes[modality]
+    if embedding_shapes and item and EMBEDDING_NAMES[modality] in item:
+        check_embeddings(modality, _only_tensor(modality, item, EMBEDDING_NAMES[modality]), embedding_shapes)
+        return
+    pixels = _only_tensor(modality, item, name)
     if pixels.dtype != torch.uint8 or pixels.shape != shape:
         raise ValueError(
             f"An item of modality {modality!r} is {pixels.dtype} {list(pixels.shape)}; "
             f"it must be torch.uint8 {list(shape)}."
         )
+
+
+def _only_tensor(modality: str, item: Mapping[str, Any] | None, name: str) -> torch.Tensor:
+    element = (item or {}).get(name)
+    tensor = element.data if element else None
+    if len(item or ()) != 1 or not isinstance(tensor, torch.Tensor) or element.field != MultiModalBatchedField():
+        raise ValueError(f"An item of modality {modality!r} must have pixels and nothing else.")
+    return tensor

@@ -14,23 +14,32 @@ def count_parts(messages: Sequence[Any]) -> Counter[str]:
     return Counter(modality for _, _, part in _parts(messages) if (modality := _modality(part)))
 
 
-def check_messages(messages: Sequence[Any]) -> None:
+def check_messages(messages: Sequence[Any], *, takes_embeddings: bool) -> None:
     """Refuse messages for which vLLM's own error would talk about its flags and internal names.
 
     Raises:
-        MediaError: a part has embeddings, or has neither an address nor an id.
+        MediaError: a part has embeddings, but none are accepted, they are no string, or others are sent as files; or it
+            has neither an address nor an id.
         ValueError: a message has no role; some items of /v1/responses have none.
     """
     for number, message in enumerate(messages, 1):
         if isinstance(message, dict) and "role" not in message:
             raise ValueError(f"Message {number} has no role.")
+    kinds: dict[str, bool] = {}
     for message, number, part in _parts(messages):
         modality = _modality(part)
         if modality is None:
             continue
         place = f"Message {message}, part {number}"
-        if _kind(part).endswith("_embeds"):
-            raise MediaError(f"{place}: Embeddings are not supported; send the {modality} itself.")
+        if _kind(part).endswith("_embeds") and not takes_embeddings:
+            raise MediaError(
+                f"{place}: The server takes no embeddings, because it runs without --enable-mm-embeds; send the "
+                f"{modality} itself."
+            )
+        if _kind(part).endswith("_embeds") and not isinstance(part.get(_kind(part)), str):
+            raise MediaError(f"{place}: The embeddings of the {modality} must be one string, the base64 of a tensor.")
+        if kinds.setdefault(modality, _kind(part).endswith("_embeds")) != _kind(part).endswith("_embeds"):
+            raise MediaError(f"{place}: A request has either {modality}s or their embeddings, but this one has both.")
         if _kind(part).endswith("_url") and not any(_urls(part)):
             raise MediaError(f"{place}: The {modality} has no address.")
 

@@ -18,6 +18,7 @@ from vllm_videollava.compat import (
 )
 from vllm_videollava.decoding.pool import shared_pool
 from vllm_videollava.media.connector import add_engine, media_become, remove_engine
+from vllm_videollava.media.embeddings import accepted_shapes
 from vllm_videollava.media.io import check_decoding
 from vllm_videollava.media.options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
 from vllm_videollava.rendering.adapters import AdapterGate
@@ -53,7 +54,8 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         limit_token_ids(self.get_tokenizer(), self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
         check_decoding()
-        self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item)
+        self._embedding_shapes = accepted_shapes(self._hf_config.embedding_shapes, self._mm_config)
+        self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item, self._embedding_shapes)
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -112,7 +114,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
         limit = (tok_params or self.default_chat_tok_params).max_total_tokens
         for messages in conversations:
-            check_messages(messages)
+            check_messages(messages, takes_embeddings=bool(self._embedding_shapes))
         for messages in conversations if limit is not None else ():
             check_length(count_parts(messages), self._hf_config.tokens_per_item, 0, limit)
 
@@ -127,7 +129,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
 
     def _checked(self, engine_input):
         shares_memory = self._mm_config.mm_processor_cache_type == "shm"
-        check_engine_input(engine_input, self._hf_config, shares_memory=shares_memory)
+        check_engine_input(engine_input, self._hf_config, self._embedding_shapes, shares_memory=shares_memory)
         if engine_input["type"] == "multimodal":
             # Beam search passes its own prompts here, too.
             setattr(engine_input["mm_kwargs"], CHECKED, True)
@@ -147,7 +149,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         if hasattr(engine_input.get("mm_kwargs"), CHECKED):
             return
         with _raising_vllm_errors():
-            check_engine_input(engine_input, self._hf_config, shares_memory=False)
+            check_engine_input(engine_input, self._hf_config, self._embedding_shapes, shares_memory=False)
         if engine_input["type"] == "multimodal":
             algorithm = self._mm_config.mm_hasher_algorithm
             engine_input["mm_hashes"] = hash_pixels(engine_input["mm_kwargs"], algorithm)

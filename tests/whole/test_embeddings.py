@@ -1,0 +1,157 @@
+"""Embeddings take the place of images and videos: the answers are the same, and unfit ones are refused."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.asking import answer_of, ask, clip, original_prompt, picture
+from helpers.http_client import answer, assert_refused, chat, text, video_part
+from helpers.original_answer import STEPS
+from vllm_videollava.client.server import local_server
+from vllm_videollava.model.encode_files import FileEncoder, save
+
+CLIPS = clip(1), clip(2)
+PICTURE = picture(3)
+FLAGS = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--enable-mm-embeds"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("files")
+    for number, data in enumerate(CLIPS):
+        (folder / f"{number}.mp4").write_bytes(data)
+    PICTURE.save(folder / "picture.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def embeddings(files, checkpoint) -> dict[str, list[torch.Tensor]]:
+    """What the command writes, read again: the embeddings of the two clips and of the picture, in two forms."""
+    written = {}
+    for form in ("projected", "of the tower"):
+        with FileEncoder(str(checkpoint), dtype="float32", projected=form == "projected") as encoder:
+            for file in files:
+                save(encoder.encode(file), file.with_suffix(".pt"))
+        written[form] = [torch.load(file.with_suffix(".pt")) for file in files]
+    return written
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint, embeddings):
+    from vllm import LLM
+
+    llm = LLM(str(checkpoint), dtype="float32", enforce_eager=True, max_model_len=1024, enable_mm_embeds=True)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+def generate(llm, prompt: str, **media):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=STEPS, logprobs=1, ignore_eos=True)
+    return answer_of(llm.generate({"prompt": prompt, "multi_modal_data": media}, params, use_tqdm=False)[0])
+
+
+def assert_same(one, other) -> None:
+    assert one[0] == other[0]
+    assert one[1] == pytest.approx(other[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["projected", "of the tower"])
+def test_the_answer_is_that_about_the_files(llm, embeddings, form):
+    first, second, image = embeddings[form]
+    prompt = original_prompt("<video><image><video>", "What?")
+    about_files = ask(llm, [CLIPS[0], PICTURE, CLIPS[1]], "What?", STEPS)
+    assert_same(generate(llm, prompt, video=torch.stack([first, second]), image=[image]), about_files)
+    swapped = generate(llm, prompt, video=[second, first], image=[image])
+    assert swapped[1] != pytest.approx(about_files[1], abs=1e-5)
+
+
+def test_both_forms_in_one_request(llm, embeddings):
+    first, second = embeddings["projected"][0], embeddings["of the tower"][1]
+    given = generate(llm, original_prompt("<video><video>", "What?"), video=[first, second])
+    assert_same(given, ask(llm, list(CLIPS), "What?", STEPS))
+
+
+UNFIT = {
+    "too few tokens": (
+        lambda good: good[:-1],
+        r"have shape \[135, 128\]; it must be \[136, 128\] or \[136, 64\]",
+    ),
+    "another width": (lambda good: good[:, :-1], r"have shape \[136, 127\]; it must be"),
+    "another dtype": (lambda good: good.double(), "have dtype float64; it must be one of float16"),
+    "not a number": (lambda good: good.fill_(float("nan")), "have infinite or NaN values"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), UNFIT.values(), ids=UNFIT)
+def test_unfit_embeddings_are_refused(llm, embeddings, change, sentence):
+    bad = change(embeddings["projected"][0].clone())
+    with pytest.raises(ValueError, match=f"^The embeddings of the video {sentence}"):
+        generate(llm, original_prompt("<video>", "What?"), video=[bad])
+
+
+@pytest.fixture(scope="module")
+def url(checkpoint, embeddings, tmp_path_factory):
+    with local_server(checkpoint, tmp_path_factory.mktemp("server") / "log", *FLAGS) as server:
+        yield server.url
+
+
+def embeds_part(data: bytes, kind: str = "video") -> dict:
+    return {"type": f"{kind}_embeds", f"{kind}_embeds": base64.b64encode(data).decode()}
+
+
+def saved(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tensor, buffer)
+    return buffer.getvalue()
+
+
+def saved_by_numpy(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, tensor.numpy())
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("form", ["projected", "of the tower"])
+@pytest.mark.parametrize("write", [saved, saved_by_numpy])
+def test_over_http_too(url, embeddings, form, write):
+    first, second, image = embeddings[form]
+    options = {"max_tokens": 8, "ignore_eos": True}
+    by_files = answer(url, video_part(CLIPS[0]), video_part(CLIPS[1]), text("What?"), **options)
+    assert answer(url, embeds_part(write(first)), embeds_part(write(second)), text("What?"), **options) == by_files
+    assert answer(url, embeds_part(write(image), "image"), text("What?"), **options)
+
+
+BAD = {
+    "no base64": ({"type": "video_embeds", "video_embeds": "?"}, "The embeddings of the video cannot be read; send"),
+    "no tensor": (embeds_part(b"abc"), "The embeddings of the video cannot be read; send the base64 of a tensor"),
+    "pickled code": (embeds_part(b"cos\nsystem\n(S'true'\ntR."), "The embeddings of the video cannot be read; send"),
+    "null": ({"type": "video_embeds", "video_embeds": None}, "must be one string, the base64 of a tensor."),
+    "a mapping": ({"type": "video_embeds", "video_embeds": {"video_embeds": "AAAA"}}, "must be one string"),
+    "a number": (embeds_part(saved(torch.tensor(1.0))), "are no tensor of two axes"),
+    "an image": (embeds_part(saved(torch.zeros(3, 56, 56))), "are no tensor of two axes"),
+    "several": (embeds_part(saved([torch.zeros(136, 128)])), "The embeddings of the video cannot be read; send"),
+    "another shape": (embeds_part(saved(torch.zeros(10, 128))), "have shape [10, 128]; it must be [136, 128]"),
+    "whole numbers": (embeds_part(saved(torch.zeros(136, 128, dtype=torch.int8))), "have dtype int8; it must be"),
+    "not a number": (embeds_part(saved(torch.full((136, 128), float("inf")))), "have infinite or NaN values"),
+}
+
+
+@pytest.mark.parametrize(("part", "sentence"), BAD.values(), ids=BAD)
+def test_a_bad_part_is_refused(url, part, sentence):
+    assert_refused(url, *chat(url, part, text("What?")), sentence)
+    # Beside a good one, too.
+    assert_refused(url, *chat(url, embeds_part(saved(torch.zeros(136, 128))), part, text("What?")), sentence)
+
+
+def test_embeddings_and_files_of_one_kind_do_not_mix(url):
+    assert_refused(
+        url,
+        *chat(url, embeds_part(saved(torch.zeros(136, 128))), video_part(CLIPS[0]), text("What?")),
+        "but this one has both",
+    )
