@@ -1,4 +1,4 @@
-# make setup | demo | test | lint, and for longer runs train-tiny | fuzz | attack | soak | bench | bench-tiny |
+# make setup | demo | test | test-features | lint, and for longer runs train-tiny | fuzz | attack | soak | bench | bench-tiny |
 # bench-media: all in .venv. make bench-gpu | bench-gpu-engine | bench-gpu-rest: with $(PYTHON).
 PYTHON ?= python3
 SHELL := /bin/bash
@@ -8,7 +8,7 @@ BENCH = .venv/bin/python -m benchmarks
 BENCH_GPU = $(PYTHON) -m benchmarks
 WITHIN = timeout --signal=INT
 
-.PHONY: setup demo test lint train-tiny fuzz attack soak bench bench-tiny bench-media
+.PHONY: setup demo test test-features lint train-tiny fuzz attack soak bench bench-tiny bench-media
 .PHONY: bench-gpu bench-gpu-engine bench-gpu-rest
 setup:
 	@$(PYTHON) scripts/setup_venv.py
@@ -19,6 +19,9 @@ demo: setup
 test: setup
 	.venv/bin/python -m pytest --ignore tests/kernels
 	TRITON_INTERPRET=1 .venv/bin/python -m pytest tests/kernels tests/model/test_original_parity.py
+
+test-features: setup
+	.venv/bin/python -m pytest --features tests
 
 lint: setup
 	.venv/bin/ruff check

@@ -21,11 +21,13 @@ def pytest_addoption(parser):
     parser.addoption("--fuzz-videos", type=int, default=140, help="damaged videos that the server is asked about")
     parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
     parser.addoption("--attack-rounds", type=int, default=1, help="rounds of odd requests, the first always the same")
+    parser.addoption("--features", action="store_true", help="run the rows of docs/features.md, and write the page")
 
 
 def pytest_configure(config):
-    from helpers import refusals
+    from helpers import features, refusals
 
+    config.pluginmanager.register(features, "features")
     config.pluginmanager.register(refusals, "refusals")
 
 

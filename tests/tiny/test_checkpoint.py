@@ -33,7 +33,19 @@ def examples(tmp_path_factory) -> list[Example]:
     return write_examples(tmp_path_factory.mktemp("examples"), 100, 40, seed=5)
 
 
-@pytest.fixture(scope="module", params=["float32", "int8 weights", "fp8_per_channel"])
+def fewer_bits(precision: str, how: str):
+    mark = pytest.mark.feature("Fine-tunes and fewer bits", precision, how=how, slow=True)
+    return pytest.param(precision, marks=mark)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "float32",
+        fewer_bits("int8 weights", "`--quantization torchao`, weights only"),
+        fewer_bits("fp8_per_channel", "`--quantization fp8_per_channel`"),
+    ],
+)
 def llm(request):
     llm = start_engine(request.param)
     yield llm

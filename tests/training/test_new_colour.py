@@ -84,7 +84,20 @@ def test_without_the_adapter_the_new_colour_is_not_known(ways):
     assert shares["known"] > 0.97
 
 
-@pytest.mark.parametrize("way", ["folder", "converted", "swapped in", "8 bits", "4 bits"])
+def slow(way: str, name: str, how: str):
+    return pytest.param(way, marks=pytest.mark.feature("Fine-tunes and fewer bits", name, how=how, slow=True))
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "folder",
+        slow("converted", "a converted fine-tune", "`vllm-videollava convert`"),
+        slow("swapped in", "a LoRA adapter of a request", "`--enable-lora`"),
+        slow("8 bits", "a fine-tune in 8 bits", "`vllm-videollava convert --bits 8`"),
+        slow("4 bits", "a fine-tune in 4 bits", "`vllm-videollava convert --bits 4`"),
+    ],
+)
 def test_the_new_colour_is_known_and_the_others_are_not_forgotten(ways, way):
     """The goal for the new colour was 97 %; tests/data/pink/README.md says what was missed, and why."""
     shares = ways.shares_right(way)

@@ -61,6 +61,9 @@ def assert_same(one, other) -> None:
     assert one[1] == pytest.approx(other[1], abs=1e-5)
 
 
+@pytest.mark.feature(
+    "Engine", "embeddings in place of media", how="`--enable-mm-embeds`; the answer is that about the files"
+)
 @pytest.mark.parametrize("form", ["projected", "of the tower"])
 def test_the_answer_is_that_about_the_files(llm, embeddings, form):
     first, second, image = embeddings[form]
@@ -117,6 +120,7 @@ def saved_by_numpy(tensor: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.feature("Server", "embeddings in place of media", how="parts `image_embeds` and `video_embeds`")
 @pytest.mark.parametrize("form", ["projected", "of the tower"])
 @pytest.mark.parametrize("write", [saved, saved_by_numpy])
 def test_over_http_too(url, embeddings, form, write):

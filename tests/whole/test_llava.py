@@ -66,6 +66,7 @@ def import_path(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.feature("Engine", "LLaVA, with the plugin installed", how="it answers as without the plugin", slow=True)
 def test_the_plugin_changes_nothing(llava, import_path):
     with_plugin, without = (_answer(llava, plugins, import_path) for plugins in ("video_llava", ""))
     assert with_plugin == without

@@ -10,7 +10,18 @@ from helpers.original_answer import STEPS, assert_same, pixels_of, reference_ans
 MEDIA = [clip(1), picture(2), clip(3), clip(4), picture(5)]
 
 
-@pytest.fixture(scope="module", params=["weights", "data"])
+def two_ranks(mode: str, name: str, *, slow: bool):
+    how = f"`--tensor-parallel-size 2 --mm-encoder-tp-mode {mode}`, compared with the original"
+    return pytest.param(mode, marks=pytest.mark.feature("Engine", name, how=how, slow=slow))
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        two_ranks("weights", "tensor parallelism", slow=False),
+        two_ranks("data", "tensor parallelism with whole towers on each rank", slow=True),
+    ],
+)
 def llm(request, checkpoint):
     from vllm import LLM
 

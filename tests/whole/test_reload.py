@@ -41,6 +41,7 @@ def assert_answers_as(llm, checkpoint) -> None:
     assert_same(ask(llm, MEDIA, QUESTION, STEPS), reference)
 
 
+@pytest.mark.feature("Engine", "weights that come again", how="`reload_weights`, compared with the original")
 def test_a_checkpoint_and_its_towers_come_again(llm, folder, checkpoint, tmp_path):
     assert_answers_as(llm, checkpoint)
     other = write_lora(tmp_path, checkpoint).whole
