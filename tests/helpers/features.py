@@ -2,9 +2,9 @@
 
     @pytest.mark.feature("Engine", "Tensor parallelism, 2 ranks", how="--tensor-parallel-size 2")
 
-Several tests may have one row; it shows the worst result. A test with `slow=True` runs only with the option `--features`, which also writes
-the page. A feature that does not work has a test that is expected to fail, with
-the reason.
+Several tests may have one row; it shows the worst result. A test with `slow=True`
+runs only with the option `--features`, which also writes the page. A feature that
+does not work has a test that is expected to fail, with the reason.
 """
 
 import datetime
