@@ -1,5 +1,5 @@
-# make setup | demo | test | lint, and for longer runs test-versions | train-tiny | fuzz | attack | soak | bench |
-# bench-tiny | bench-media: all in .venv. make bench-gpu | bench-gpu-engine | bench-gpu-rest: with $(PYTHON).
+# make setup | demo | test | lint, and for longer runs test-versions | coupling-points | train-tiny | fuzz | attack |
+# soak | bench | bench-tiny | bench-media: all in .venv. make bench-gpu | bench-gpu-engine | bench-gpu-rest: with $(PYTHON).
 PYTHON ?= python3
 SHELL := /bin/bash
 # Versions of vLLM for test-versions, such as 0.29 0.31, or newest; all supported ones if it is empty.
@@ -10,7 +10,7 @@ BENCH = .venv/bin/python -m benchmarks
 BENCH_GPU = $(PYTHON) -m benchmarks
 WITHIN = timeout --signal=INT
 
-.PHONY: setup demo test lint test-versions train-tiny fuzz attack soak bench bench-tiny bench-media
+.PHONY: setup demo test lint test-versions coupling-points train-tiny fuzz attack soak bench bench-tiny bench-media
 .PHONY: bench-gpu bench-gpu-engine bench-gpu-rest
 setup:
 	@$(PYTHON) scripts/setup_venv.py
@@ -28,6 +28,10 @@ lint: setup
 
 test-versions: setup
 	.venv/bin/python -m scripts.test_versions --versions "$(VERSIONS)"
+
+# Compares .venv's vLLM with those of test-versions.
+coupling-points: setup
+	.venv/bin/python scripts/coupling_points.py --against build/versions/*/.venv/bin/python
 
 train-tiny: setup
 	.venv/bin/python -m training.train_tiny build/tiny vllm_videollava/tiny/checkpoint

@@ -198,14 +198,15 @@ def ask(python: str) -> dict[str, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", metavar="PYTHON", help="the Python of an environment with another vLLM")
+    parser.add_argument("--against", metavar="PYTHON", nargs="+", help="Pythons of environments with other vLLMs")
     parser.add_argument("--json", action="store_true", help="print the list in one line, for --against")
     args = parser.parse_args()
     if args.json:
         print(json.dumps(describe(find_points())))
     elif args.against:
-        here, there = ask(sys.executable), ask(args.against)
-        print("\n".join(find_changes(here, there)))
+        here = ask(sys.executable)
+        for python in args.against:
+            print(python, *find_changes(here, ask(python)), sep="\n  ")
     else:
         for name, parameters in ask(sys.executable).items():
             print(f"{name}({', '.join(parameters)})")

@@ -45,7 +45,7 @@ WITH_ENGINE = (
     "tests/model/test_original_parity.py::test_answer_is_the_originals",
     "tests/tiny/test_checkpoint.py::test_answers_are_right[float32]",
     "tests/whole/test_text.py",
-    "tests/whole/test_adapters.py::test_requests_with_several_adapters_do_not_mix",
+    "tests/whole/test_adapters.py::test_adapters_and_the_base_in_one_batch_do_not_mix",
     "tests/whole/test_server.py::test_file_url_and_base64_agree",
     "tests/whole/test_server.py::test_a_mix_and_several_turns",
 )
@@ -91,9 +91,8 @@ def main() -> int:
     print(f"\n{'vLLM':20} {'passed':>7} {'failed':>7} {'skipped':>7} {'minutes':>8}")
     for row in rows:
         passed, failed, skipped = row.counts
-        print(
-            f"{row.version:20} {passed:7} {failed:7} {skipped:7} {row.minutes:8.1f}  {'' if row.is_good else 'FAILED'}"
-        )
+        verdict = "" if row.is_good else "  FAILED"
+        print(f"{row.version:20} {passed:7} {failed:7} {skipped:7} {row.minutes:8.1f}{verdict}")
     return int(not all(row.is_good for row in rows))
 
 

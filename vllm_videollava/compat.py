@@ -197,14 +197,15 @@ def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
     """
     from vllm.multimodal.registry import MultiModalRegistry
 
-    get_processing_info = MultiModalRegistry.get_processing_info
+    # In 0.29 and 0.30, the public method is called later than this one.
+    create_processing_info = MultiModalRegistry._create_processing_info
 
-    @functools.wraps(get_processing_info)
-    def prepare_and_get(self, model_config, *args, **kwargs):
+    @functools.wraps(create_processing_info)
+    def prepare_and_create(self, model_config, *args, **kwargs):
         prepare(model_config)
-        return get_processing_info(self, model_config, *args, **kwargs)
+        return create_processing_info(self, model_config, *args, **kwargs)
 
-    MultiModalRegistry.get_processing_info = prepare_and_get
+    MultiModalRegistry._create_processing_info = prepare_and_create
 
 
 def skip_rows_without_adapter() -> None:
