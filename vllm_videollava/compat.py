@@ -211,8 +211,9 @@ def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
 def skip_rows_without_adapter() -> None:
     """Keep vLLM's CPU build from adding an adapter's product to requests that have none.
 
-    Its operators (0.29 to 0.33) take the index -1, which means no adapter, for
-    the last one (vllm-project/vllm#48421). Remove when they skip such rows.
+    Its operators (0.29 to 0.32) take the index -1, which means no adapter, for
+    the last one (vllm-project/vllm#48421). Remove when the oldest supported
+    vLLM is 0.33.
     """
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops
