@@ -24,6 +24,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from scripts.test_versions import read_supported
 from vllm_videollava.compat import skip_rows_without_adapter
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.media.python_media import VideoLlavaDataParser
 from vllm_videollava.plugin import VideoLlavaEngineDefaults
 
 RENDERING = ("render_chat", "render_chat_async", "render_cmpl", "render_cmpl_async")
@@ -74,6 +76,13 @@ def test_truncation_of_expanded_prompts_is_still_private():
 def test_a_vllm_that_needs_the_workaround_is_still_supported(workaround, first_without):
     """When this fails, the workaround can go."""
     assert read_supported().lowest < Version(first_without)
+
+
+def test_a_video_in_the_cache_may_be_named_by_its_id_alone():
+    """vLLM then gives the parser None in its place; see `VideosByIdParser`."""
+    parser = VideoLlavaDataParser(PixelFormat(1, 1, 8, True))
+    items = parser.parse_mm_data({"image": [None], "video": [None]})
+    assert [items[kind].get(0) for kind in ("image", "video")] == [None, None]
 
 
 def test_the_engine_still_dies_of_a_bad_request():
