@@ -71,7 +71,7 @@ def test_truncation_of_expanded_prompts_is_still_private():
 
 @pytest.mark.parametrize(
     ("workaround", "first_without"),
-    [("VideosByIdParser", "0.31"), ("swaps_patterns", "0.32"), ("skip_rows_without_adapter", "0.33")],
+    [("VideosByIdParser", "0.30"), ("swaps_patterns", "0.32"), ("skip_rows_without_adapter", "0.33")],
 )
 def test_a_vllm_that_needs_the_workaround_is_still_supported(workaround, first_without):
     """When this fails, the workaround can go."""

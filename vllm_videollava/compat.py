@@ -109,10 +109,9 @@ class TruncatingRenderer:
 
 
 class VideosByIdParser:
-    """Lets a request refer to a video in vLLM's cache by its id alone; vLLM 0.29 and 0.30 allow this only for images.
+    """Lets a request refer to a video in vLLM's cache by its id alone; vLLM 0.29 allows this only for images.
 
-    Remove when the oldest supported vLLM is 0.31, which includes
-    vllm-project/vllm#54220.
+    Remove when the oldest supported vLLM is 0.30 (vllm-project/vllm#54220).
     """
 
     def _get_video_with_metadata(self, video):
