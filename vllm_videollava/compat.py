@@ -109,10 +109,9 @@ class TruncatingRenderer:
 
 
 class VideosByIdParser:
-    """Lets a request refer to a video in vLLM's cache by its id alone; vLLM 0.29 and 0.30 allow this only for images.
+    """Lets a request refer to a video in vLLM's cache by its id alone; vLLM 0.29 allows this only for images.
 
-    Remove when the oldest supported vLLM is 0.31, which includes
-    vllm-project/vllm#54220.
+    Remove when the oldest supported vLLM is 0.30 (vllm-project/vllm#54220).
     """
 
     def _get_video_with_metadata(self, video):
@@ -197,21 +196,23 @@ def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
     """
     from vllm.multimodal.registry import MultiModalRegistry
 
-    get_processing_info = MultiModalRegistry.get_processing_info
+    # In 0.29 and 0.30, the public method is called later than this one.
+    create_processing_info = MultiModalRegistry._create_processing_info
 
-    @functools.wraps(get_processing_info)
-    def prepare_and_get(self, model_config, *args, **kwargs):
+    @functools.wraps(create_processing_info)
+    def prepare_and_create(self, model_config, *args, **kwargs):
         prepare(model_config)
-        return get_processing_info(self, model_config, *args, **kwargs)
+        return create_processing_info(self, model_config, *args, **kwargs)
 
-    MultiModalRegistry.get_processing_info = prepare_and_get
+    MultiModalRegistry._create_processing_info = prepare_and_create
 
 
 def skip_rows_without_adapter() -> None:
     """Keep vLLM's CPU build from adding an adapter's product to requests that have none.
 
-    Its operators (0.29 to 0.33) take the index -1, which means no adapter, for
-    the last one (vllm-project/vllm#48421). Remove when they skip such rows.
+    Its operators (0.29 to 0.32) take the index -1, which means no adapter, for
+    the last one (vllm-project/vllm#48421). Remove when the oldest supported
+    vLLM is 0.33.
     """
     from vllm.lora.ops import torch_ops
     from vllm.lora.ops.torch_ops import lora_ops

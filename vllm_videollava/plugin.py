@@ -1,8 +1,14 @@
 """Sets vLLM up for this model at start: registers its parts, fills in defaults, and refuses unsupported flags."""
 
+import importlib.metadata
+import multiprocessing
 import os
 
+import vllm
+from packaging.requirements import Requirement
+from packaging.version import Version
 from vllm import ModelRegistry, envs
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from vllm.renderers.registry import RENDERER_REGISTRY
@@ -18,6 +24,9 @@ from vllm_videollava.media.options import check_media_io_kwargs, check_mm_proces
 
 TOKENIZER_MODE = "video_llava"
 """This is also the renderer's name, because vLLM looks up tokenizer and renderer by the tokenizer mode."""
+
+# Child of vLLM's logger, to inherit its handlers and level.
+logger = init_logger(f"vllm.{__name__}")
 
 
 class VideoLlavaEngineDefaults(VerifyAndUpdateConfig):
@@ -103,6 +112,29 @@ def _check_revision(model_config) -> None:
         )
 
 
+def _warn_if_vllm_is_newer() -> None:
+    """Warn, in the first of vLLM's processes, if this package has not been tested with a vLLM as new as this one."""
+    bound = _read_bound()
+    if bound is None or vllm.__version_tuple__[:2] < bound.release[:2] or multiprocessing.parent_process():
+        return
+    logger.warning(
+        "vLLM %s is newer than what this version of vllm-videollava was tested with. If something fails, "
+        "update vllm-videollava, or install a vLLM below %s.",
+        vllm.__version__,
+        bound,
+    )
+
+
+def _read_bound() -> Version | None:
+    """Return the version that vLLM must be below, by this package's metadata, or None if it is not installed."""
+    try:
+        listed = map(Requirement, importlib.metadata.requires("vllm-videollava") or ())
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    specifiers = [one for requirement in listed if requirement.name == "vllm" for one in requirement.specifier]
+    return next((Version(one.version) for one in specifiers if one.operator == "<"), None)
+
+
 def register() -> None:
     """See `vllm_videollava.register`."""
     if ARCHITECTURE in ModelRegistry.get_supported_archs():
@@ -114,3 +146,4 @@ def register() -> None:
     RENDERER_REGISTRY.register(TOKENIZER_MODE, "vllm_videollava.rendering.renderer", "VideoLlavaRenderer")
     MEDIA_CONNECTOR_REGISTRY.register(connector.NAME)(connector.make_connector)
     ModelRegistry.register_model(ARCHITECTURE, f"vllm_videollava.model.video_llava:{ARCHITECTURE}")
+    _warn_if_vllm_is_newer()

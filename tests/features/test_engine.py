@@ -106,10 +106,13 @@ def test_an_option_keeps_answers_right(examples, options, least, record_property
 
 
 @pytest.mark.feature(
-    "Engine", "preemption", how="`--num-gpu-blocks-override 14`, all questions at once; some were counted", slow=True
+    "Engine",
+    "preemption",
+    how="`--block-size 16 --num-gpu-blocks-override 88`, all questions at once; preemptions were counted",
+    slow=True,
 )
 def test_answers_are_right_after_preemption(examples):
-    with started(num_gpu_blocks_override=14, disable_log_stats=False) as llm:
+    with started(block_size=16, num_gpu_blocks_override=88, disable_log_stats=False) as llm:
         answers = answer(llm, examples)
         counts = {metric.name: metric for metric in llm.get_metrics()}
     assert share_right(examples, answers) == 1
