@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
+from vllm_videollava.decoding.metrics import count_video
 from vllm_videollava.decoding.settings import read_settings
 
 Submit = Callable[[], Future[np.ndarray]]
@@ -57,8 +58,11 @@ class DecodedVideos:
     def _find(self, key: Any, submit: Submit) -> "np.ndarray | _Pending":
         with self._lock:
             if key in self._results:
+                count_video("cache")
                 return self._results[key]
-            if (pending := self._pending.get(key)) is None:
+            pending = self._pending.get(key)
+            count_video("decoder" if pending is None else "shared decoder")
+            if pending is None:
                 pending = self._pending[key] = _Pending(submit())
                 pending.future.add_done_callback(partial(self._keep, key))
             pending.num_waiting += 1

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
@@ -21,8 +22,10 @@ from weakref import WeakSet
 
 import numpy as np
 
+from vllm_videollava.decoding import metrics
 from vllm_videollava.decoding.cpu_count import cpu_count
 from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.file_kinds import HEAD_BYTES
 from vllm_videollava.decoding.limits import takes_too_long, takes_too_much_memory
 from vllm_videollava.decoding.settings import Settings, read_settings
 from vllm_videollava.decoding.worker import MESSAGE_BYTES, Outcome, Request
@@ -68,6 +71,7 @@ class Job:
             `arguments`, and with `threads` if the job is `threaded`.
         shape: shape of the uint8 array that `function` returns.
         future: resolves to that array or to an error.
+        created: the time at which it began to wait, of the monotonic clock.
     """
 
     kind: str
@@ -77,6 +81,7 @@ class Job:
     shape: tuple[int, ...]
     threaded: bool = False
     future: Future[np.ndarray] = field(default_factory=Future)
+    created: float = field(default_factory=time.monotonic)
 
     @property
     def lane(self) -> Lane:
@@ -207,8 +212,11 @@ class DecodePool:
             job = self._take()
 
     def _do(self, job: Job) -> None:
+        waited = time.monotonic() - job.created
         try:
-            job.future.set_result(self._decode(job))
+            with metrics.decoding(job.lane.name.lower(), job.data[:HEAD_BYTES], waited):
+                pixels = self._decode(job)
+            job.future.set_result(pixels)
         except BaseException as error:
             refusal = DecoderUnavailableError(ENDING) if job in self._dropped else error
             # The traceback's frames would keep the job and its file alive, in a reference cycle with the future.
@@ -346,6 +354,7 @@ class _Worker:
         finally:
             if outcome not in (Outcome.ANSWERED, Outcome.REFUSED, Outcome.FAILED):
                 exit_code = self._end()
+                metrics.count_ended_decoder(outcome.name.lower())
         if array is None:
             raise _error(job, outcome, result, exit_code, settings)
         return array
