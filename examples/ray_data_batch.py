@@ -1,0 +1,202 @@
+"""Ask about very many clips with Ray Data: several engines, on one machine or on a cluster.
+
+    python examples/ray_data_batch.py CLIPS OUT --replicas 2 --question "What happens in this clip?"
+
+CLIPS is a folder of clips, or a list of them: a text file with a clip in each
+line, or a JSON lines or Parquet file with a column `clip`. A column `question`
+replaces --question; a column `id` tells rows about the same clip apart; other
+columns are copied. Folder, list, clips and OUT may each be in an object store
+(s3://...). Clips without a scheme are relative to the folder or to the list.
+
+OUT is a folder, to which every batch adds a file: Parquet if OUT ends in
+.parquet, else JSON lines. A row has an `answer`, or else an `error`, which is a
+sentence, if its clip cannot be read or decoded. Ray starts a replica that dies
+anew and asks its batch again. You may interrupt the script, or lose the whole
+cluster: run the same command again, and it asks only what is not in OUT yet.
+OUT.progress keeps count; to start over, remove both.
+
+Ray runs on this machine, or on the cluster that RAY_ADDRESS names, whose nodes
+must all see the paths. Each replica takes a GPU, or --replica-cpus without one.
+"""
+
+import argparse
+import os
+import posixpath
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+import ray
+from pyarrow.fs import FileSelector, FileSystem, FileType
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import FilenameProvider
+from ray.data.expressions import download
+
+from vllm_videollava.client import messages
+from vllm_videollava.commands.models import resolve
+
+SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".webp", ".wmv")
+
+
+def main() -> None:
+    args = parse_args()
+    rows = list_rows(args.clips, args.question)
+    # Ray writes a batch's answers and notes its rows as one step, and leaves out rows that were noted before.
+    DataContext.get_current().checkpoint_config = CheckpointConfig(
+        id_column="id", checkpoint_path=f"{args.out}.progress", delete_checkpoint_on_success=False
+    )
+    answers = answer(read_rows(rows, f"{args.out}.rows.parquet"), args)
+    if args.out.endswith(".parquet"):
+        answers.write_parquet(args.out)
+    else:
+        answers.write_json(args.out, filename_provider=FilenameProvider(file_format="jsonl"), force_ascii=False)
+    print(f"All {len(rows)} rows are in {args.out}.")
+
+
+def list_rows(source: str, question: str) -> pa.Table:
+    """Return a row for each question, with the columns `id`, `clip`, `url` and `question`, and others of a list."""
+    filesystem, path = FileSystem.from_uri(source)
+    kind = filesystem.get_file_info(path).type
+    if kind == FileType.NotFound:
+        sys.exit(f"{source} does not exist.")
+    if kind == FileType.Directory:
+        folder = source
+        rows = pa.table({"clip": find_clips(filesystem, path)})
+    else:
+        folder = posixpath.dirname(source)
+        with filesystem.open_input_file(path) as file:
+            rows = read_list(file, posixpath.splitext(path)[1])
+    if not len(rows):
+        sys.exit(f"{source} has no clips.")
+    clips = rows["clip"].to_pylist()
+    if "question" not in rows.column_names:
+        rows = rows.append_column("question", pa.array([question] * len(rows)))
+    if "id" not in rows.column_names:
+        rows = rows.append_column("id", rows["clip"])
+    if len(rows["id"].unique()) < len(rows):
+        sys.exit(f"{source} has rows with the same id or clip; give each an `id` of its own.")
+    return rows.append_column("url", pa.array([locate(clip, folder) for clip in clips]))
+
+
+def find_clips(filesystem: FileSystem, folder: str) -> list[str]:
+    """Return the clips in a folder and its subfolders, as paths relative to the folder."""
+    files = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    return sorted(
+        posixpath.relpath(file.path, folder)
+        for file in files
+        if file.type == FileType.File and file.path.lower().endswith(SUFFIXES)
+    )
+
+
+def read_list(file: pa.NativeFile, suffix: str) -> pa.Table:
+    if suffix == ".parquet":
+        return pq.read_table(file)
+    if suffix in (".jsonl", ".json"):
+        return pyarrow.json.read_json(file)
+    return pa.table({"clip": file.read().decode().split("\n")}).filter(pa.compute.field("clip") != "")
+
+
+def locate(clip: str, folder: str) -> str:
+    return clip if "://" in clip else posixpath.join(folder, clip)
+
+
+def read_rows(rows: pa.Table, path: str) -> ray.data.Dataset:
+    """Return the rows as Ray reads them from a file, because it leaves out answered rows only where it reads."""
+    filesystem, file = FileSystem.from_uri(path)
+    pq.write_table(rows, file, filesystem=filesystem)
+    return ray.data.read_parquet(path)
+
+
+def answer(rows: ray.data.Dataset, args: argparse.Namespace) -> ray.data.Dataset:
+    """Download the clips and ask about them, batch by batch, each batch with the next replica that is free."""
+    has_gpu = "GPU" in ray.cluster_resources()
+    return (
+        rows.repartition(target_num_rows_per_block=args.batch_size)
+        .with_column("bytes", download("url"))
+        .map_batches(
+            Replica,
+            fn_constructor_args=[args],
+            batch_size=args.batch_size,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=args.replicas),
+            num_gpus=1 if has_gpu else 0,
+            num_cpus=0 if has_gpu else args.replica_cpus,
+        )
+    )
+
+
+class Replica:
+    """An engine in a process of its own, which answers batches of rows."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from vllm import LLM, SamplingParams
+
+        self.params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
+        self.llm = LLM(
+            resolve(args.model),
+            dtype=args.dtype,
+            max_model_len=args.max_model_len,
+            enforce_eager=args.enforce_eager,
+        )
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            results = dict(self.ask(batch.to_pylist()))
+        except EngineDeadError:
+            # Ray starts a process anew if it dies; after an exception, it would go on with an engine that is dead.
+            os._exit(1)
+        batch = batch.drop_columns(["url", "bytes"])
+        for column in ("answer", "error"):
+            texts = [results[index].get(column) for index in range(len(batch))]
+            batch = batch.append_column(column, pa.array(texts, pa.string()))
+        return batch
+
+    def ask(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield the index and the error of each row whose clip is unusable, then the answers to the others."""
+        asked = []
+        for index, row in enumerate(rows):
+            if row["bytes"] is None:
+                yield index, {"error": f"{row['url']} cannot be read."}
+                continue
+            video = messages.media_part("video", messages.data_url(row["bytes"], "video/mp4"))
+            # Clips are added one by one, so that an error is about one clip; the engine still answers them together.
+            try:
+                self.llm.enqueue_chat(messages.question(row["question"], [video]), self.params, use_tqdm=False)
+            except ValueError as error:
+                yield index, {"error": str(error)}
+            else:
+                asked.append(index)
+        outputs = self.llm.wait_for_completion(use_tqdm=False)
+        for index, output in zip(asked, outputs, strict=True):
+            yield index, {"answer": output.outputs[0].text.strip()}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("clips", type=absolute, metavar="CLIPS")
+    parser.add_argument("out", type=absolute, metavar="OUT")
+    parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder, Hugging Face repository or tiny")
+    parser.add_argument("--question", default="What happens in this clip?")
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="number of engines")
+    parser.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="processors that Ray counts for each")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="clips that a replica is given at once")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
+    parser.add_argument("--dtype", default="auto", help="type of weights and activations, such as float32")
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="maximum tokens of prompt and answer")
+    parser.add_argument("--enforce-eager", action="store_true", help="start faster but answer more slowly")
+    return parser.parse_args()
+
+
+def absolute(path: str) -> str:
+    """Return a local path as seen from any folder, and a URL as it is."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+if __name__ == "__main__":
+    main()
