@@ -24,7 +24,7 @@ import os
 import posixpath
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.json
@@ -38,6 +38,9 @@ from ray.data.expressions import download
 
 from vllm_videollava.client import messages
 from vllm_videollava.commands.models import resolve
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".webp", ".wmv")
 
@@ -133,19 +136,14 @@ class Replica:
     """An engine in a process of its own, which answers batches of rows."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from vllm import LLM, SamplingParams
-
-        self.params = SamplingParams(temperature=0, max_tokens=args.max_tokens)
-        self.llm = LLM(
-            resolve(args.model),
-            dtype=args.dtype,
-            max_model_len=args.max_model_len,
-            enforce_eager=args.enforce_eager,
-        )
+        self.args = args
+        self.llm: LLM | None = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        # Not before the first batch, because there may be nothing left to ask.
+        self.llm = self.llm or self.start_engine()
         try:
             results = dict(self.ask(batch.to_pylist()))
         except EngineDeadError:
@@ -157,8 +155,21 @@ class Replica:
             batch = batch.append_column(column, pa.array(texts, pa.string()))
         return batch
 
+    def start_engine(self) -> "LLM":
+        from vllm import LLM
+
+        return LLM(
+            resolve(self.args.model),
+            dtype=self.args.dtype,
+            max_model_len=self.args.max_model_len,
+            enforce_eager=self.args.enforce_eager,
+        )
+
     def ask(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, str]]]:
         """Yield the index and the error of each row whose clip is unusable, then the answers to the others."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0, max_tokens=self.args.max_tokens)
         asked = []
         for index, row in enumerate(rows):
             if row["bytes"] is None:
@@ -167,7 +178,7 @@ class Replica:
             video = messages.media_part("video", messages.data_url(row["bytes"], "video/mp4"))
             # Clips are added one by one, so that an error is about one clip; the engine still answers them together.
             try:
-                self.llm.enqueue_chat(messages.question(row["question"], [video]), self.params, use_tqdm=False)
+                self.llm.enqueue_chat(messages.question(row["question"], [video]), params, use_tqdm=False)
             except ValueError as error:
                 yield index, {"error": str(error)}
             else:
@@ -181,10 +192,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=absolute, metavar="CLIPS")
     parser.add_argument("out", type=absolute, metavar="OUT")
-    parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder, Hugging Face repository or tiny")
+    parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder, repository or tiny")
     parser.add_argument("--question", default="What happens in this clip?")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="number of engines")
-    parser.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="processors that Ray counts for each")
+    parser.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="processors of each")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="clips that a replica is given at once")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
     parser.add_argument("--dtype", default="auto", help="type of weights and activations, such as float32")
