@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 import ray
@@ -43,46 +44,49 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 SUFFIXES = (".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".webp", ".wmv")
+# Columns that are added to those of a list.
+RESERVED = {"url", "bytes", "answer", "error"}
 
 
 def main() -> None:
     args = parse_args()
     rows = list_rows(args.clips, args.question)
-    # Ray writes a batch's answers and notes its rows as one step, and leaves out rows that were noted before.
+    # Ray commits a batch's answers together with the ids of its rows, and later leaves out rows with these ids.
     DataContext.get_current().checkpoint_config = CheckpointConfig(
-        id_column="id", checkpoint_path=f"{args.out}.progress", delete_checkpoint_on_success=False
+        id_column="id", checkpoint_path=f"{args.out}.progress/ids", delete_checkpoint_on_success=False
     )
-    answers = answer(read_rows(rows, f"{args.out}.rows.parquet"), args)
-    if args.out.endswith(".parquet"):
-        answers.write_parquet(args.out)
-    else:
-        answers.write_json(args.out, filename_provider=FilenameProvider(file_format="jsonl"), force_ascii=False)
+    answers = answer(read_with_ray(rows, f"{args.out}.progress/rows"), args)
+    try:
+        if args.out.endswith(".parquet"):
+            answers.write_parquet(args.out)
+        else:
+            answers.write_json(args.out, filename_provider=FilenameProvider(file_format="jsonl"), force_ascii=False)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; run the same command again for the rest.")
     print(f"All {len(rows)} rows are in {args.out}.")
 
 
 def list_rows(source: str, question: str) -> pa.Table:
-    """Return a row for each question, with the columns `id`, `clip`, `url` and `question`, and others of a list."""
+    """Return a row for each question: its `id`, `clip`, `url` and `question`, and what else a list has."""
     filesystem, path = FileSystem.from_uri(source)
     kind = filesystem.get_file_info(path).type
     if kind == FileType.NotFound:
         sys.exit(f"{source} does not exist.")
     if kind == FileType.Directory:
-        folder = source
-        rows = pa.table({"clip": find_clips(filesystem, path)})
+        folder, rows = source, pa.table({"clip": pa.array(find_clips(filesystem, path), pa.string())})
     else:
-        folder = posixpath.dirname(source)
-        with filesystem.open_input_file(path) as file:
-            rows = read_list(file, posixpath.splitext(path)[1])
-    if not len(rows):
+        folder, rows = posixpath.dirname(source), read_list(filesystem, path)
+    if "clip" not in rows.column_names or not len(rows):
         sys.exit(f"{source} has no clips.")
-    clips = rows["clip"].to_pylist()
-    if "question" not in rows.column_names:
-        rows = rows.append_column("question", pa.array([question] * len(rows)))
-    if "id" not in rows.column_names:
-        rows = rows.append_column("id", rows["clip"])
-    if len(rows["id"].unique()) < len(rows):
-        sys.exit(f"{source} has rows with the same id or clip; give each an `id` of its own.")
-    return rows.append_column("url", pa.array([locate(clip, folder) for clip in clips]))
+    if taken := RESERVED & set(rows.column_names):
+        sys.exit(f"{source} may not have columns called {' and '.join(sorted(taken))}.")
+    columns = {name: rows[name] for name in rows.column_names}
+    columns["question"] = pc.coalesce(columns.get("question", pa.nulls(len(rows), pa.string())), question)
+    columns.setdefault("id", rows["clip"])
+    if len(columns["id"].unique()) < len(rows):
+        sys.exit(f"{source} has several rows with the same clip or id; give each row an id of its own.")
+    urls = [clip if "://" in clip else posixpath.join(folder, clip) for clip in rows["clip"].to_pylist()]
+    return pa.table({**columns, "url": urls})
 
 
 def find_clips(filesystem: FileSystem, folder: str) -> list[str]:
@@ -95,23 +99,21 @@ def find_clips(filesystem: FileSystem, folder: str) -> list[str]:
     )
 
 
-def read_list(file: pa.NativeFile, suffix: str) -> pa.Table:
-    if suffix == ".parquet":
-        return pq.read_table(file)
-    if suffix in (".jsonl", ".json"):
-        return pyarrow.json.read_json(file)
-    return pa.table({"clip": file.read().decode().split("\n")}).filter(pa.compute.field("clip") != "")
+def read_list(filesystem: FileSystem, path: str) -> pa.Table:
+    with filesystem.open_input_file(path) as file:
+        if path.endswith(".parquet"):
+            return pq.read_table(file)
+        if path.endswith((".jsonl", ".json")):
+            return pyarrow.json.read_json(file)
+        return pa.table({"clip": [line for line in file.read().decode().splitlines() if line]})
 
 
-def locate(clip: str, folder: str) -> str:
-    return clip if "://" in clip else posixpath.join(folder, clip)
-
-
-def read_rows(rows: pa.Table, path: str) -> ray.data.Dataset:
-    """Return the rows as Ray reads them from a file, because it leaves out answered rows only where it reads."""
-    filesystem, file = FileSystem.from_uri(path)
-    pq.write_table(rows, file, filesystem=filesystem)
-    return ray.data.read_parquet(path)
+def read_with_ray(rows: pa.Table, folder: str) -> ray.data.Dataset:
+    """Return the rows as read from a file, because only where Ray reads, it leaves out those that are answered."""
+    filesystem, path = FileSystem.from_uri(folder)
+    filesystem.create_dir(path)
+    pq.write_table(rows, f"{path}/rows.parquet", filesystem=filesystem)
+    return ray.data.read_parquet(folder)
 
 
 def answer(rows: ray.data.Dataset, args: argparse.Namespace) -> ray.data.Dataset:
