@@ -171,6 +171,8 @@ class Replica:
         """Yield the index and the error of each row whose clip is unusable, then the answers to the others."""
         from vllm import SamplingParams
 
+        from vllm_videollava.media.temporary_errors import TemporaryError
+
         params = SamplingParams(temperature=0, max_tokens=self.args.max_tokens)
         asked = []
         for index, row in enumerate(rows):
@@ -181,7 +183,7 @@ class Replica:
             # Clips are added one by one, so that an error is about one clip; the engine still answers them together.
             try:
                 self.llm.enqueue_chat(messages.question(row["question"], [video]), params, use_tqdm=False)
-            except ValueError as error:
+            except (ValueError, TemporaryError) as error:
                 yield index, {"error": str(error)}
             else:
                 asked.append(index)
