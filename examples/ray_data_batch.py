@@ -6,7 +6,8 @@ CLIPS is a folder of clips, or a list of them: a text file with a clip in each
 line, or a JSON lines or Parquet file with a column `clip`. A column `question`
 replaces --question; a column `id` tells rows about the same clip apart; other
 columns are copied. Folder, list, clips and OUT may each be in an object store
-(s3://...). Clips without a scheme are relative to the folder or to the list.
+(s3://...); all clips of a list must be in the same one. Clips without a scheme
+are relative to the folder or to the list.
 
 OUT is a folder, to which every batch adds a file: Parquet if OUT ends in
 .parquet, else JSON lines. A row has an `answer`, or else an `error`, which is a
@@ -16,7 +17,7 @@ cluster: run the same command again, and it asks only what is not in OUT yet.
 OUT.progress keeps count; to start over, remove both.
 
 Ray runs on this machine, or on the cluster that RAY_ADDRESS names, whose nodes
-must all see the paths. Each replica takes a GPU, or --replica-cpus without one.
+must all see the paths. Each replica takes a GPU, if there are any.
 """
 
 import argparse
@@ -51,6 +52,7 @@ RESERVED = {"url", "bytes", "answer", "error"}
 def main() -> None:
     args = parse_args()
     rows = list_rows(args.clips, args.question)
+    start_ray(args.replicas)
     # Ray commits a batch's answers together with the ids of its rows, and later leaves out rows with these ids.
     DataContext.get_current().checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{args.out}.progress/ids", delete_checkpoint_on_success=False
@@ -87,6 +89,13 @@ def list_rows(source: str, question: str) -> pa.Table:
         sys.exit(f"{source} has several rows with the same clip or id; give each row an id of its own.")
     urls = [clip if "://" in clip else posixpath.join(folder, clip) for clip in rows["clip"].to_pylist()]
     return pa.table({**columns, "url": urls})
+
+
+def start_ray(num_replicas: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start Ray on this machine."""
+    # Replicas hold processors all the time; with too few others, Ray could never run the steps before and after them.
+    alone = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_replicas + max(4, os.cpu_count())}
+    ray.init(ignore_reinit_error=True, **alone)
 
 
 def find_clips(filesystem: FileSystem, folder: str) -> list[str]:
@@ -129,7 +138,7 @@ def answer(rows: ray.data.Dataset, args: argparse.Namespace) -> ray.data.Dataset
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=args.replicas),
             num_gpus=1 if has_gpu else 0,
-            num_cpus=0 if has_gpu else args.replica_cpus,
+            num_cpus=0 if has_gpu else 1,
         )
     )
 
@@ -199,7 +208,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default="LanguageBind/Video-LLaVA-7B", help="folder, repository or tiny")
     parser.add_argument("--question", default="What happens in this clip?")
     parser.add_argument("--replicas", type=int, default=1, metavar="N", help="number of engines")
-    parser.add_argument("--replica-cpus", type=float, default=1, metavar="N", help="processors of each")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="clips that a replica is given at once")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="maximum tokens of an answer")
     parser.add_argument("--dtype", default="auto", help="type of weights and activations, such as float32")

@@ -2,22 +2,26 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, TESTS
 from helpers.processes import process_tree, wait_until
 from vllm_videollava.tiny.generator import write_examples
 
-pytest.importorskip("ray")
-pytest.importorskip("pyarrow")
-
+ray = pytest.importorskip("ray")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+SCRIPT = ROOT / "examples" / "ray_data_batch.py"
 SECONDS = 600
 """Within these, two engines start and answer, even if the machine is busy."""
 
@@ -42,7 +46,7 @@ def clips(tmp_path_factory, request) -> Path:
 
 
 def start(clips: Path, out: Path, log: Path) -> subprocess.Popen:
-    ray = ["--replicas", "2", "--replica-cpus", "0.5", "--batch-size", "4"]
+    replicas = ["--replicas", "2", "--batch-size", "4"]
     engine = [
         "--model",
         "tiny",
@@ -55,7 +59,7 @@ def start(clips: Path, out: Path, log: Path) -> subprocess.Popen:
         "--enforce-eager",
     ]
     return subprocess.Popen(
-        [sys.executable, ROOT / "examples" / "ray_data_batch.py", clips, out, *ray, *engine],
+        [sys.executable, SCRIPT, clips, out, *replicas, *engine],
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "RAY_DEDUP_LOGS": "0"},
@@ -135,3 +139,121 @@ def run_to_end(clips: Path, out: Path, log: Path) -> str:
     finally:
         kill_all(process.pid)
     return next(line for line in reversed(log.read_text().splitlines()) if line.startswith("All "))
+
+
+class FakeLLM:
+    """An engine that notes in a file what it is asked, and refuses a clip that ends in "bad"."""
+
+    def __init__(self, notes: Path) -> None:
+        self.notes = notes
+        self.asked = []
+
+    def enqueue_chat(self, messages, params, use_tqdm):
+        video, text = messages[0]["content"]
+        content = urlopen(video["video_url"]["url"]).read().decode()
+        if content == "bad":
+            raise ValueError("This is bad.")
+        self.asked.append(f"{text['text']} {content}")
+
+    def wait_for_completion(self, use_tqdm):
+        asked, self.asked = self.asked, []
+        with self.notes.open("a") as file:
+            file.writelines(f"{one}\n" for one in asked)
+        return [SimpleNamespace(outputs=[SimpleNamespace(text=f" {one}! ")]) for one in asked]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    paths = {"PYTHONPATH": f"{ROOT}:{TESTS}"}
+    ray.init(num_cpus=4, include_dashboard=False, runtime_env={"env_vars": paths})
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ask_all(cluster, tmp_path, monkeypatch):
+    """Return a function that runs the script with a fake engine, and returns what the engine was asked."""
+    notes = tmp_path / "notes"
+    script = runpy.run_path(str(SCRIPT))
+
+    class FakeReplica(script["Replica"]):
+        def start_engine(self):
+            return FakeLLM(notes)
+
+    def ask_all(*args: str | Path) -> list[str]:
+        notes.write_text("")
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, args), "--batch-size", "2"])
+        script["main"]()
+        return sorted(notes.read_text().splitlines())
+
+    monkeypatch.setitem(script["main"].__globals__, "Replica", FakeReplica)
+    return ask_all
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "clips"
+    (folder / "more").mkdir(parents=True)
+    for name, content in (("a.mp4", "a"), ("50% #1?.MP4", "b"), ("more/c.webm", "c"), ("d.mp4", "bad"), ("e.txt", "e")):
+        (folder / name).write_text(content)
+    return folder
+
+
+def test_a_folder_again_with_another_clip(ask_all, folder, tmp_path):
+    out = tmp_path / "out.parquet"
+    assert ask_all(folder, out, "--question", "Is it") == ["Is it a", "Is it b", "Is it c"]
+    assert ask_all(folder, out) == []
+    (folder / "f.mp4").write_text("f")
+    assert ask_all(folder, out, "--question", "Is it") == ["Is it f"]
+    rows = {row["clip"]: (row["answer"], row["error"]) for row in pq.read_table(out).to_pylist()}
+    assert rows == {
+        "a.mp4": ("Is it a!", None),
+        "50% #1?.MP4": ("Is it b!", None),
+        "more/c.webm": ("Is it c!", None),
+        "d.mp4": (None, "This is bad."),
+        "f.mp4": ("Is it f!", None),
+    }
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_lists(ask_all, folder, tmp_path, suffix):
+    rows = pa.table(
+        {
+            "clip": ["a.mp4", "a.mp4", str(folder / "more" / "c.webm"), "none.mp4"],
+            "question": ["Was it", None, "Was it", "Was it"],
+            "id": [3, 1, 4, 15],
+            "label": ["x", "y", "z", ""],
+        }
+    )
+    asked = ["Is it a", "Was it a", "Was it c"]
+    clips, out = folder / f"clips{suffix}", tmp_path / "out"
+    if suffix == ".parquet":
+        pq.write_table(rows, clips)
+    elif suffix == ".jsonl":
+        clips.write_text("".join(json.dumps(row) + "\n" for row in rows.to_pylist()))
+    else:
+        clips.write_text("\n".join(rows["clip"].to_pylist()[1:]) + "\n\n")
+        rows, asked = rows.slice(1).select(["clip"]), ["Is it a", "Is it c"]
+    assert ask_all(clips, out, "--question", "Is it") == asked
+    assert sorted(row["answer"] for row in answered(out) if row["answer"]) == [f"{one}!" for one in asked]
+    assert [row["error"] for row in answered(out) if row["error"]] == [f"{folder / 'none.mp4'} cannot be read."]
+    assert sorted(row["clip"] for row in answered(out)) == sorted(rows["clip"].to_pylist())
+    if suffix != ".txt":
+        assert {row["id"]: row["label"] for row in answered(out)} == {3: "x", 1: "y", 4: "z", 15: ""}
+    assert ask_all(clips, out) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ([], "has no clips"),
+        ([{"video": "a.mp4"}], "has no clips"),
+        ([{"clip": "a.mp4", "answer": "yes"}], "may not have columns called answer"),
+        ([{"clip": "a.mp4", "question": "What?"}, {"clip": "a.mp4", "question": "Why?"}], "an id of its own"),
+    ],
+)
+def test_lists_that_cannot_be_asked(tmp_path, lines, sentence):
+    clips = tmp_path / "clips.jsonl"
+    clips.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(SystemExit, match=sentence):
+        runpy.run_path(str(SCRIPT))["list_rows"](str(clips), "What?")
