@@ -52,7 +52,8 @@ RESERVED = {"url", "bytes", "answer", "error"}
 def main() -> None:
     args = parse_args()
     rows = list_rows(args.clips, args.question)
-    start_ray(args.replicas)
+    if not ray.is_initialized():
+        start_ray(args.replicas)
     # Ray commits a batch's answers together with the ids of its rows, and later leaves out rows with these ids.
     DataContext.get_current().checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{args.out}.progress/ids", delete_checkpoint_on_success=False
@@ -94,8 +95,8 @@ def list_rows(source: str, question: str) -> pa.Table:
 def start_ray(num_replicas: int) -> None:
     """Join the cluster that RAY_ADDRESS names, or start Ray on this machine."""
     # Replicas hold processors all the time; with too few others, Ray could never run the steps before and after them.
-    alone = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": num_replicas + max(4, os.cpu_count())}
-    ray.init(ignore_reinit_error=True, **alone)
+    slots = num_replicas + max(4, os.cpu_count())
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else {"address": "local", "num_cpus": slots}))
 
 
 def find_clips(filesystem: FileSystem, folder: str) -> list[str]:
