@@ -24,7 +24,6 @@ pq = pytest.importorskip("pyarrow.parquet")
 SCRIPT = ROOT / "examples" / "ray_data_batch.py"
 SECONDS = 600
 """Within these, two engines start and answer, even if the machine is busy."""
-
 LOADING = "Loading safetensors"
 """What an engine prints when it starts."""
 
@@ -46,20 +45,9 @@ def clips(tmp_path_factory, request) -> Path:
 
 
 def start(clips: Path, out: Path, log: Path) -> subprocess.Popen:
-    replicas = ["--replicas", "2", "--batch-size", "4"]
-    engine = [
-        "--model",
-        "tiny",
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        "2304",
-        "--max-tokens",
-        "32",
-        "--enforce-eager",
-    ]
+    options = "--model tiny --dtype float32 --max-model-len 1024 --enforce-eager --replicas 2 --batch-size 4"
     return subprocess.Popen(
-        [sys.executable, SCRIPT, clips, out, *replicas, *engine],
+        [sys.executable, SCRIPT, clips, out, *options.split()],
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "VLLM_CPU_OMP_THREADS_BIND": "nobind", "RAY_DEDUP_LOGS": "0"},
@@ -67,7 +55,9 @@ def start(clips: Path, out: Path, log: Path) -> subprocess.Popen:
 
 
 def answered(out: Path) -> list[dict]:
-    return [json.loads(line) for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
+    """Return the rows of all files; the last line of a file may still be incomplete."""
+    lines = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def wait_for_more(out: Path, process: subprocess.Popen, log: Path) -> None:
@@ -107,7 +97,6 @@ def test_every_clip_is_answered_once(clips, tmp_path):
         first.wait()
     before = {path: path.read_text() for path in out.glob("*.jsonl")}
     assert len(answered(out)) < num_rows
-
     assert LOADING in log.read_text()
 
     # The same command does the rest; what was being written when all was killed may be written anew.
