@@ -54,8 +54,11 @@ def main() -> None:
     rows = list_rows(args.clips, args.question)
     if not ray.is_initialized():
         start_ray(args.replicas)
+    context = DataContext.get_current()
+    # Ray's newer way to read Parquet starts 32 processes even for a single short file.
+    context.use_datasource_v2 = False
     # Ray commits a batch's answers together with the ids of its rows, and later leaves out rows with these ids.
-    DataContext.get_current().checkpoint_config = CheckpointConfig(
+    context.checkpoint_config = CheckpointConfig(
         id_column="id", checkpoint_path=f"{args.out}.progress/ids", delete_checkpoint_on_success=False
     )
     answers = answer(read_with_ray(rows, f"{args.out}.progress/rows"), args)
