@@ -20,6 +20,7 @@ os.environ["VLLM_MEDIA_FETCH_MAX_RETRIES"] = "1"
 def pytest_addoption(parser):
     parser.addoption("--fuzz-videos", type=int, default=140, help="damaged videos that the server is asked about")
     parser.addoption("--fuzz-images", type=int, default=60, help="damaged images that the server is asked about")
+    parser.addoption("--ray-clips", type=int, default=40, help="videos that replicas of the Ray example answer")
     parser.addoption("--attack-rounds", type=int, default=1, help="rounds of odd requests, the first always the same")
     parser.addoption("--features", action="store_true", help="run the rows of docs/features.md, and write the page")
 

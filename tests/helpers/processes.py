@@ -5,7 +5,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vllm_videollava.client.server import LocalServer, local_server
@@ -34,8 +34,10 @@ def running_server(checkpoint: Path, log: Path, **environment: str) -> Iterator[
 def process_tree(pid: int) -> list[int]:
     """Return a process and all below it that live."""
     children = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children += [int(child) for child in (task / "children").read_text().split()]
+    # A process that ends meanwhile has no children any more.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += [int(child) for child in (task / "children").read_text().split()]
     return [pid, *(below for child in children for below in process_tree(child))]
 
 

@@ -49,7 +49,7 @@ def test_there_is_something_to_check():
     assert len(PATHS) >= 3
     assert TARGETS == ["bench-tiny", "demo", "fuzz", "lint", "setup", "test", "train-tiny"]
     assert COMMANDS == ["check", "convert", "demo", "embed", "serve", "vllm"]
-    assert len(SCRIPTS) == 7
+    assert len(SCRIPTS) == 8
 
 
 def read_tree() -> set[str]:
