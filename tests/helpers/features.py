@@ -3,8 +3,9 @@
     @pytest.mark.feature("Engine", "Tensor parallelism, 2 ranks", how="--tensor-parallel-size 2")
 
 Several tests may have one row; it shows the worst result. A test with `slow=True`
-runs only with the option `--features`, which also writes the page. A feature that
-does not work has a test that is expected to fail, with the reason.
+runs only with the option `--features`, which also writes the page; if only some
+of the tests run, with the versions that the page names, its other rows are kept.
+A feature that does not work has a test that is expected to fail, with the reason.
 """
 
 import datetime
@@ -41,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _NAMES = pytest.StashKey[set[tuple[str, str]]]()
-_ROWS = pytest.StashKey[dict[str, Row]]()
+_ROWS = pytest.StashKey[dict[tuple[str, str], Row]]()
 
 
 def feature_names(config: pytest.Config) -> set[tuple[str, str]]:
@@ -82,7 +83,7 @@ def pytest_runtest_makereport(item: pytest.Item):
             group, name = mark.args
             details = [value for key, value in report.user_properties if key == "detail"]
             row = Row(group, name, mark.kwargs["how"], ": ".join([_result(report), *details]))
-            rows[name] = min(row, rows.get(name, row), key=_rank)
+            rows[mark.args] = min(row, rows.get(mark.args, row), key=_rank)
     return report
 
 
@@ -99,10 +100,10 @@ def _result(report: pytest.TestReport) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    rows = list(session.config.stash[_ROWS].values())
+    rows = session.config.stash[_ROWS]
     if session.config.getoption("--features") and rows:
         path = session.config.rootpath / PAGE
-        path.write_text(_page(rows))
+        path.write_text(_page([*rows.values(), *_kept(path.read_text(), rows)]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -112,23 +113,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{row.group}: {row.name}: {row.result}", red=row.result == "failed")
 
 
-def _page(rows: list[Row]) -> str:
-    versions = {name: version(name) for name in ("torch", "transformers")}
+def _kept(page: str, rows: dict[tuple[str, str], Row]) -> list[Row]:
+    """Return the rows of a page of the same versions, of tests that did not run now."""
+    if _head().partition(", with")[2] not in page:
+        return []
+    return [row for row in read_page(page) if (row.group, row.name) not in rows]
+
+
+def _head() -> str:
     import vllm
     from vllm.platforms import current_platform
 
     device = "CPU" if current_platform.is_cpu() else current_platform.get_device_name()
-    lines = [
-        _HEAD.format(
-            date=datetime.date.today(),
-            vllm=vllm.__version__,
-            python=platform.python_version(),
-            device=device,
-            **versions,
-        )
-    ]
-    for group in dict.fromkeys(row.group for row in rows):
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    today, python = datetime.date.today(), platform.python_version()
+    return _HEAD.format(date=today, vllm=vllm.__version__, python=python, device=device, **versions)
+
+
+def _page(rows: list[Row]) -> str:
+    lines = [_head()]
+    for group in sorted({row.group for row in rows}):
         lines += [f"## {group}", "", "| feature | how it was checked | result |", "|---|---|---|"]
-        lines += [f"| {row.name} | {row.how} | {row.result} |" for row in rows if row.group == group]
+        lines += [f"| {row.name} | {row.how} | {row.result} |" for row in sorted(rows) if row.group == group]
         lines.append("")
     return "\n".join(lines)
