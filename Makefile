@@ -32,7 +32,7 @@ lint: setup
 	.venv/bin/ruff format --check
 
 test-versions: setup
-	.venv/bin/python -m scripts.test_versions --versions "$(VERSIONS)"
+	.venv/bin/python -m scripts.versions --versions "$(VERSIONS)"
 
 # Compares .venv's vLLM with those of test-versions.
 coupling-points: setup

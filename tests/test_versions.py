@@ -7,7 +7,7 @@ import pytest
 
 from helpers.paths import ROOT
 from scripts.coupling_points import ask, find_changes, find_points
-from scripts.test_versions import read_supported
+from scripts.versions import read_supported
 
 SUPPORTED = read_supported()
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,12 @@ def test_the_answer_is_that_about_the_files(llm, embeddings, form):
     assert swapped[1] != pytest.approx(about_files[1], abs=1e-5)
 
 
+def test_a_tensor_that_remembers_its_gradient(llm, embeddings):
+    prompt = original_prompt("<video>", "What?")
+    one = embeddings["projected"][0]
+    assert_same(generate(llm, prompt, video=[one.clone().requires_grad_()]), generate(llm, prompt, video=[one]))
+
+
 def test_both_forms_in_one_request(llm, embeddings):
     first, second = embeddings["projected"][0], embeddings["of the tower"][1]
     given = generate(llm, original_prompt("<video><video>", "What?"), video=[first, second])
@@ -131,14 +138,39 @@ def test_over_http_too(url, embeddings, form, write):
     assert answer(url, embeds_part(write(image), "image"), text("What?"), **options)
 
 
+def compressed(tensor: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(tensor))) as archive,
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in archive.infolist():
+            small.writestr(entry.filename, archive.read(entry))
+    return buffer.getvalue()
+
+
+def with_shape(tokens: int) -> bytes:
+    """Return a file of NumPy whose header promises more than there is."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (tokens, 128)})
+    return buffer.getvalue() + bytes(512)
+
+
 BAD = {
     "no base64": ({"type": "video_embeds", "video_embeds": "?"}, "The embeddings of the video cannot be read; send"),
     "no tensor": (embeds_part(b"abc"), "The embeddings of the video cannot be read; send the base64 of a tensor"),
     "pickled code": (embeds_part(b"cos\nsystem\n(S'true'\ntR."), "The embeddings of the video cannot be read; send"),
     "null": ({"type": "video_embeds", "video_embeds": None}, "must be one string, the base64 of a tensor."),
     "a mapping": ({"type": "video_embeds", "video_embeds": {"video_embeds": "AAAA"}}, "must be one string"),
-    "a number": (embeds_part(saved(torch.tensor(1.0))), "are no tensor of two axes"),
-    "an image": (embeds_part(saved(torch.zeros(3, 56, 56))), "are no tensor of two axes"),
+    "repeated values": (
+        embeds_part(saved(torch.zeros(1, 128).expand(1 << 30, 128))),
+        "are no dense tensor of two axes",
+    ),
+    "sparse": (embeds_part(saved(torch.zeros(1 << 15, 1 << 15).to_sparse())), "are no dense tensor of two axes"),
+    "compressed": (embeds_part(compressed(torch.zeros(1 << 16, 128))), "cannot be read; send the base64 of a tensor"),
+    "a huge shape": (embeds_part(with_shape(1 << 40)), "cannot be read; send the base64 of a tensor"),
+    "a number": (embeds_part(saved(torch.tensor(1.0))), "are no dense tensor of two axes"),
+    "an image": (embeds_part(saved(torch.zeros(3, 56, 56))), "are no dense tensor of two axes"),
     "several": (embeds_part(saved([torch.zeros(136, 128)])), "The embeddings of the video cannot be read; send"),
     "another shape": (embeds_part(saved(torch.zeros(10, 128))), "have shape [10, 128]; it must be [136, 128]"),
     "whole numbers": (embeds_part(saved(torch.zeros(136, 128, dtype=torch.int8))), "have dtype int8; it must be"),

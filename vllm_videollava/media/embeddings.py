@@ -1,11 +1,14 @@
 """Embeddings that take the place of images and videos: their shapes, their check, and their reading from base64."""
 
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pybase64
 import torch
 from vllm.config.multimodal import MultiModalConfig
-from vllm.multimodal.media import ImageEmbeddingMediaIO
 from vllm.multimodal.parse import MultiModalDataParser
 
 from vllm_videollava.decoding.errors import MediaError
@@ -33,9 +36,10 @@ def split_embeddings(data: Any) -> list[torch.Tensor] | None:
 
     As in vLLM, embeddings are a tensor `[items, tokens, D]` or a list of tensors `[tokens, D]`, of floats.
     """
-    if not MultiModalDataParser.is_embeddings(data) or not all(item.is_floating_point() for item in data):
+    if not MultiModalDataParser.is_embeddings(data):
         return None
-    return list(data)
+    are_floats = all(isinstance(item, torch.Tensor) and item.is_floating_point() for item in data)
+    return list(data) if are_floats else None
 
 
 def check_embeddings(modality: str, embeddings: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -64,10 +68,11 @@ def read_embeddings(modality: str, data: str) -> torch.Tensor:
     """Read the base64 of a tensor `[tokens, D]`, as `torch.save` or `numpy.save` writes it.
 
     Raises:
-        MediaError: it cannot be read, or has another number of axes.
+        MediaError: it cannot be read, has another number of axes, or would take more memory than was sent.
     """
     try:
-        embeddings = ImageEmbeddingMediaIO().load_base64("", data)
+        content = pybase64.b64decode(data, validate=True)
+        embeddings = _load(content)
     except Exception as error:
         # The libraries that read it raise nearly anything for damaged bytes.
         raise MediaError(
@@ -75,8 +80,22 @@ def read_embeddings(modality: str, data: str) -> torch.Tensor:
             "numpy.save.",
             detail=str(error),
         ) from error
-    if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2:
-        raise MediaError(f"The embeddings of the {modality} are no tensor of two axes, which are tokens and features.")
+    is_dense = isinstance(embeddings, torch.Tensor) and embeddings.layout == torch.strided
+    # A tensor may repeat its values without having them more than once.
+    if not is_dense or embeddings.ndim != 2 or embeddings.nbytes > len(content):
+        raise MediaError(
+            f"The embeddings of the {modality} are no dense tensor of two axes, which are tokens and features."
+        )
     # vLLM may convert several tensors to one dtype.
     _check_dtype(modality, embeddings)
     return embeddings
+
+
+def _load(content: bytes) -> Any:
+    file = io.BytesIO(content)
+    if content.startswith(b"\x93NUMPY"):
+        return torch.from_numpy(np.load(file))
+    with zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > len(content):
+            raise ValueError("It is compressed.")
+    return torch.load(file, weights_only=True, map_location="cpu")

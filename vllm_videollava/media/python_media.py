@@ -80,7 +80,8 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
 
         def check(item: torch.Tensor) -> torch.Tensor:
             check_embeddings(modality, item, shapes)
-            return item
+            # vLLM cannot hash a tensor that remembers how it was computed.
+            return item.detach()
 
         return _read_each(modality.capitalize(), check, items)
 

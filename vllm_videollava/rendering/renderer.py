@@ -54,7 +54,10 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         limit_token_ids(self.get_tokenizer(), self._hf_config.text_config.vocab_size)
         shared_pool(api_process_count(config)).add_user(self)
         check_decoding()
-        self._embedding_shapes = accepted_shapes(self._hf_config.embedding_shapes, self._mm_config)
+        # vLLM sets the flag for embeddings by itself, for a consumer of another engine's.
+        has_graphs = config.compilation_config.cudagraph_mm_encoder
+        shapes = self._hf_config.embedding_shapes
+        self._embedding_shapes = {} if has_graphs else accepted_shapes(shapes, self._mm_config)
         self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item, self._embedding_shapes)
 
     def shutdown(self) -> None:

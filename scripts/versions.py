@@ -1,6 +1,6 @@
 """Run the core of the tests with several versions of vLLM, each in an environment of its own.
 
-    python -m scripts.test_versions [--versions "0.29 0.31"]
+    python -m scripts.versions [--versions "0.29 0.31"]
 
 Without the option, these are all versions that pyproject.toml allows; `newest`
 stands for the newest release, allowed or not. The environments are in
