@@ -22,7 +22,7 @@ from vllm.renderers.base import BaseRenderer
 from vllm.v1.engine.core import EngineCoreProc
 from vllm.v1.engine.input_processor import InputProcessor
 
-from scripts.test_versions import read_supported
+from scripts.versions import read_supported
 from vllm_videollava.compat import skip_rows_without_adapter
 from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.media.python_media import VideoLlavaDataParser

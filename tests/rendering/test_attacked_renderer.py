@@ -346,23 +346,24 @@ def changed_engine_inputs(draw, engine_input):
 def test_the_gate_lets_pass_what_the_engine_takes_and_nothing_else(renderer):
     from vllm.renderers import TokenizeParams
 
-    from vllm_videollava.rendering.engine_gate import check_engine_input
+    from vllm_videollava.rendering.engine_gate import check_engine_input, input_formats
 
     media = {"image": [GOOD["image"][0], GOOD["image"][1]], "video": [GOOD["video"][0]]}
     prompt = {"prompt_token_ids": [1, 257, 5, 258, 257, 6], "multi_modal_data": media}
     (good,) = renderer.render_cmpl([prompt], TokenizeParams(MAX_MODEL_LEN))
     config = renderer.model_config.hf_config
+    inputs = input_formats(config, renderer.model_config.multimodal_config, None)
     passed = []
 
     @attack
     @given(changed_engine_inputs(good))
     def change(engine_input):
         if is_right(engine_input):
-            check_engine_input(engine_input, config, {}, shares_memory=False)
+            check_engine_input(engine_input, config, inputs, shares_memory=False)
             passed.append(True)
         else:
             with pytest.raises(ValueError, match=r"\.$") as error:
-                check_engine_input(engine_input, config, {}, shares_memory=False)
+                check_engine_input(engine_input, config, inputs, shares_memory=False)
             check_sentence(str(error.value))
             passed.append(False)
 

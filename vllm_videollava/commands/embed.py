@@ -1,6 +1,7 @@
 """`vllm-videollava embed`: write the embeddings of images and videos, so that each is encoded only once."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from vllm_videollava.commands.models import find_problem, resolve
@@ -28,7 +29,11 @@ def run(args: argparse.Namespace) -> str | None:
     model = resolve(args.model)
     if problem := find_problem(model) or _find_clash(args.files) or _find_missing(args.files):
         return problem
-    args.output.mkdir(parents=True, exist_ok=True)
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{args.output} cannot be made a folder: {error.strerror}."
+    from vllm_videollava.decoding.pool import DecoderUnavailableError
     from vllm_videollava.model.encode_files import FileEncoder, save
 
     faults = []
@@ -36,15 +41,15 @@ def run(args: argparse.Namespace) -> str | None:
         for file in args.files:
             try:
                 save(encoder.encode(file), args.output / f"{file.name}.pt")
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, DecoderUnavailableError) as error:
                 faults.append(f"{file}: {error}")
     print(f"Written to {args.output}: {len(args.files) - len(faults)} of {len(args.files)} files.")
     return "\n".join(faults) or None
 
 
 def _find_clash(files: list[Path]) -> str | None:
-    names = [file.name for file in files]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(file.name for file in files)
+    twice = next((name for name, count in counts.items() if count > 1), None)
     return (
         twice and f"{twice} is the name of two files, whose embeddings would have one name; write them to two folders."
     )

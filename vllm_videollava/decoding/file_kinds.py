@@ -41,7 +41,9 @@ def describe(head: bytes) -> str | None:
 def find_medium(head: bytes) -> str:
     """Return whether a file is taken for an "image" or a "video", given its first bytes; a still WebP is an image."""
     kind = recognize(head)
-    is_still = kind is not None and (kind.media == ("image",) or (kind.name == "a WebP" and b"ANIM" not in head[:64]))
+    # A WebP with several frames says so in its first chunk.
+    is_animated = head[12:16] == b"VP8X" and bool(head[20] & 2)
+    is_still = kind is not None and (kind.media == ("image",) or (kind.name == "a WebP" and not is_animated))
     return "image" if is_still else "video"
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from vllm_videollava.decoding.errors import MediaError
 from vllm_videollava.decoding.file_kinds import describe
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -15,7 +16,7 @@ _WAIT = Histogram(
 )
 _DECODE = Histogram(
     "videollava:decode_seconds",
-    "Time that decoding an image or a video takes, by the file's format and the outcome.",
+    "Time that decoding takes, with the start of a decoder if none is idle, by the file's format and the outcome.",
     ["lane", "format", "outcome"],
     buckets=_SECONDS,
 )
@@ -42,7 +43,7 @@ def decoding(lane: str, head: bytes, waited: float) -> Iterator[None]:
     try:
         with _BUSY.track_inprogress():
             yield
-    except ValueError:
+    except MediaError:
         outcome = "refused"
         raise
     except BaseException:

@@ -1,34 +1,59 @@
-"""Embeddings that take the place of images and videos: their shapes, their check, and their reading from base64."""
+"""Embeddings that take the place of images and videos: their form, their check, and their reading from base64."""
 
-import io
-import zipfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import pybase64
 import torch
-from vllm.config.multimodal import MultiModalConfig
+from vllm.config import ModelConfig
 from vllm.multimodal.parse import MultiModalDataParser
 
 from vllm_videollava.decoding.errors import MediaError
+from vllm_videollava.decoding.limits import check_base64_size
+from vllm_videollava.decoding.settings import read_settings
+from vllm_videollava.media.saved_tensors import load_tensor
 
 EMBEDDING_NAMES = {"image": "image_embeds", "video": "video_embeds"}
 """The names of the model's inputs, by modality."""
 
-Shapes = Mapping[str, Sequence[tuple[int, int]]]
-"""The shapes that the embeddings of one image or video may have, by modality."""
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+class EmbeddingFormat(NamedTuple):
+    """The form of the embeddings that an engine takes in place of images and videos.
+
+    Attributes:
+        shapes: the shapes that those of one image or video may have, by modality.
+        dtype: the dtype that they are converted to, which is the model's.
+    """
+
+    shapes: Mapping[str, Sequence[tuple[int, int]]]
+    dtype: torch.dtype
 
 
-def accepted_shapes(shapes: Shapes, mm_config: MultiModalConfig) -> Shapes:
-    """Return what an engine accepts of the shapes `[projected, of a tower]`; without its flag, this is nothing."""
+def embedding_format(model_config: ModelConfig) -> EmbeddingFormat | None:
+    """Return the form of the embeddings that an engine takes, or None if it takes none."""
+    mm_config = model_config.multimodal_config
     if not mm_config.enable_mm_embeds:
-        return {}
+        return None
+    shapes = model_config.hf_config.embedding_shapes
     # vLLM loads no projector if it is to load no towers.
-    has_projector = any(mm_config.get_limit_per_prompt(modality) for modality in shapes)
-    return {modality: both if has_projector else both[:1] for modality, both in shapes.items()}
+    if not any(mm_config.get_limit_per_prompt(modality) for modality in shapes):
+        shapes = {modality: projected_or_not[:1] for modality, projected_or_not in shapes.items()}
+    return EmbeddingFormat(shapes, model_config.dtype)
+
+
+_format: ContextVar[EmbeddingFormat | None] = ContextVar("embedding_format", default=None)
+
+
+@contextmanager
+def embeddings_become(form: EmbeddingFormat | None) -> Iterator[None]:
+    """Have `read_embeddings` read this form within the block or in tasks started there."""
+    token = _format.set(form)
+    try:
+        yield
+    finally:
+        _format.reset(token)
 
 
 def split_embeddings(data: Any) -> list[torch.Tensor] | None:
@@ -42,60 +67,44 @@ def split_embeddings(data: Any) -> list[torch.Tensor] | None:
     return list(data) if are_floats else None
 
 
-def check_embeddings(modality: str, embeddings: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Check the embeddings of one image or video.
+def convert_embeddings(modality: str, embeddings: torch.Tensor, form: EmbeddingFormat) -> torch.Tensor:
+    """Check the embeddings of one image or video, and convert them to the model's dtype.
+
+    vLLM stacks those of several requests, and converts all to the dtype of the first.
 
     Raises:
-        MediaError: shape or dtype is not one that the model takes, or a value is not finite.
+        MediaError: the shape is not one that the model takes, or a value is not finite in the model's dtype.
     """
-    known = " or ".join(str(list(shape)) for shape in shapes)
-    _check_dtype(modality, embeddings)
-    if tuple(embeddings.shape) not in shapes:
+    if tuple(embeddings.shape) not in form.shapes[modality]:
+        known = " or ".join(str(list(shape)) for shape in form.shapes[modality])
         raise MediaError(f"The embeddings of the {modality} have shape {list(embeddings.shape)}; it must be {known}.")
-    if not embeddings.isfinite().all():
-        raise MediaError(f"The embeddings of the {modality} have infinite or NaN values.")
-
-
-def _check_dtype(modality: str, embeddings: torch.Tensor) -> None:
-    if embeddings.dtype not in _DTYPES:
-        dtype, known = (
-            ", ".join(str(one).removeprefix("torch.") for one in some) for some in ([embeddings.dtype], _DTYPES)
-        )
-        raise MediaError(f"The embeddings of the {modality} have dtype {dtype}; it must be one of {known}.")
+    converted = embeddings.detach().to(form.dtype).contiguous()
+    if not converted.isfinite().all():
+        dtype = str(form.dtype).removeprefix("torch.")
+        raise MediaError(f"The embeddings of the {modality} have values that are not finite in {dtype}.")
+    return converted
 
 
 def read_embeddings(modality: str, data: str) -> torch.Tensor:
     """Read the base64 of a tensor `[tokens, D]`, as `torch.save` or `numpy.save` writes it.
 
     Raises:
-        MediaError: it cannot be read, has another number of axes, or would take more memory than was sent.
+        MediaError: it cannot be read, or is not of the form that `embeddings_become` has given.
     """
+    form = _format.get()
+    if form is None:
+        raise MediaError(f"The server takes no embeddings; send the {modality} itself.")
+    check_base64_size(modality, len(data), read_settings())
     try:
-        content = pybase64.b64decode(data, validate=True)
-        embeddings = _load(content)
+        embeddings = load_tensor(pybase64.b64decode(data, validate=True))
     except Exception as error:
         # The libraries that read it raise nearly anything for damaged bytes.
         raise MediaError(
-            f"The embeddings of the {modality} cannot be read; send the base64 of a tensor saved by torch.save or "
-            "numpy.save.",
+            f"The embeddings of the {modality} cannot be read; send the base64 of a dense tensor of floats, saved by "
+            "torch.save or numpy.save.",
             detail=str(error),
         ) from error
-    is_dense = isinstance(embeddings, torch.Tensor) and embeddings.layout == torch.strided
-    # A tensor may repeat its values without having them more than once.
-    if not is_dense or embeddings.ndim != 2 or embeddings.nbytes > len(content):
-        raise MediaError(
-            f"The embeddings of the {modality} are no dense tensor of two axes, which are tokens and features."
-        )
-    # vLLM may convert several tensors to one dtype.
-    _check_dtype(modality, embeddings)
-    return embeddings
-
-
-def _load(content: bytes) -> Any:
-    file = io.BytesIO(content)
-    if content.startswith(b"\x93NUMPY"):
-        return torch.from_numpy(np.load(file))
-    with zipfile.ZipFile(file) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > len(content):
-            raise ValueError("It is compressed.")
-    return torch.load(file, weights_only=True, map_location="cpu")
+    if not embeddings.is_floating_point():
+        dtype = str(embeddings.dtype).removeprefix("torch.")
+        raise MediaError(f"The embeddings of the {modality} have dtype {dtype}; they must be floats.")
+    return convert_embeddings(modality, embeddings, form)

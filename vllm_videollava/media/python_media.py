@@ -3,6 +3,7 @@
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -21,7 +22,7 @@ from vllm_videollava.decoding.pixel_format import PixelFormat
 from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo, prepare_image, prepare_video
 from vllm_videollava.decoding.rgb import Colour
 from vllm_videollava.decoding.sampling import sample_array, sample_indices
-from vllm_videollava.media.embeddings import Shapes, check_embeddings, split_embeddings
+from vllm_videollava.media.embeddings import EmbeddingFormat, convert_embeddings, split_embeddings
 from vllm_videollava.media.io import MediaDecoder, MediaFile, MediaFileIO
 from vllm_videollava.text.placeholders import PLACEHOLDERS
 
@@ -40,14 +41,17 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
     Args:
         pixel_format: format of the pixels that files are decoded to.
         background: the colour behind transparent images in files; None drops transparency.
-        embedding_shapes: the shapes of embeddings that are accepted in place of images and videos.
+        embedding_format: the form of embeddings that are accepted in place of images and videos.
     """
 
     def __init__(
-        self, pixel_format: PixelFormat, background: Colour | None = None, embedding_shapes: Shapes | None = None
+        self,
+        pixel_format: PixelFormat,
+        background: Colour | None = None,
+        embedding_format: EmbeddingFormat | None = None,
     ) -> None:
         super().__init__()
-        self._embedding_shapes = embedding_shapes or {}
+        self._embedding_format = embedding_format
         self._format = pixel_format
         self._background = background
         self._decoder = MediaDecoder(pixel_format, background)
@@ -65,25 +69,20 @@ class VideoLlavaDataParser(VideosByIdParser, MultiModalDataParser):
         mm_data = dict(mm_data)
         check_modalities(mm_data)
         if (images := mm_data.get("image")) is not None:
-            mm_data["image"] = self._read_embeddings("image", images) or _read_each(
+            mm_data["image"] = self._convert_embeddings("image", images) or _read_each(
                 "Image", self._read_image, _split_images(images)
             )
         if (videos := mm_data.get("video")) is not None:
-            mm_data["video"] = self._read_embeddings("video", videos) or _read_each(
+            mm_data["video"] = self._convert_embeddings("video", videos) or _read_each(
                 "Video", self._read_video, _split_videos(videos)
             )
         return super().parse_mm_data(mm_data)
 
-    def _read_embeddings(self, modality: str, data: Any) -> list[torch.Tensor] | None:
-        if not (shapes := self._embedding_shapes.get(modality)) or not (items := split_embeddings(data)):
+    def _convert_embeddings(self, modality: str, data: Any) -> list[torch.Tensor] | None:
+        if self._embedding_format is None or not (items := split_embeddings(data)):
             return None
-
-        def check(item: torch.Tensor) -> torch.Tensor:
-            check_embeddings(modality, item, shapes)
-            # vLLM cannot hash a tensor that remembers how it was computed.
-            return item.detach()
-
-        return _read_each(modality.capitalize(), check, items)
+        convert = partial(convert_embeddings, modality, form=self._embedding_format)
+        return _read_each(modality.capitalize(), convert, items)
 
     def _decode_file(self, kind: str, path: Path) -> MediaWithBytes:
         file = _read_file(kind, path)
@@ -356,11 +355,11 @@ def check_modalities(modalities: Iterable[str]) -> None:
             raise MediaError(f"The request has {shorten(modality)} media; this model takes images and videos.")
 
 
-def count_media(mm_data: Mapping[str, Any], embedding_shapes: Shapes | None = None) -> dict[str, int]:
+def count_media(mm_data: Mapping[str, Any], *, takes_embeddings: bool = False) -> dict[str, int]:
     """Count the images and videos that a user has passed, by modality, without loading any."""
     split = {"image": _split_images, "video": _split_videos}
     return {
-        modality: len((embedding_shapes and split_embeddings(data)) or split[modality](data))
+        modality: len((split_embeddings(data) if takes_embeddings else None) or split[modality](data))
         for modality, data in mm_data.items()
         if modality in split and data is not None
     }

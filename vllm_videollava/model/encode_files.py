@@ -27,6 +27,9 @@ class FileEncoder:
     def __init__(self, model: str, *, dtype: str = "auto", projected: bool = True) -> None:
         args = EngineArgs(model, dtype=dtype, mm_encoder_only=True, enforce_eager=True)
         config = args.create_engine_config()
+        projected_size, tower_size = (shape[1] for shape in config.model_config.hf_config.embedding_shapes["image"])
+        if not projected and projected_size == tower_size:
+            raise ValueError("The tower is as wide as the language model, so a server could not tell the two apart.")
         # An engine in a process of its own takes no functions.
         self._engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
         self._decoder = MediaDecoder(config.model_config.hf_config.pixel_format)
@@ -64,5 +67,8 @@ def _compute(model: nn.Module, *, modality: str, pixels: torch.Tensor, projected
 def save(embeddings: torch.Tensor, path: Path) -> None:
     """Write embeddings as vLLM reads them; an existing file is replaced only by a whole one."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    torch.save(embeddings, unfinished)
-    unfinished.replace(path)
+    try:
+        torch.save(embeddings, unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from vllm.multimodal.processing import (
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.pixel_format import INPUT_NAMES
 from vllm_videollava.decoding.pixels import PreparedImage, PreparedVideo
-from vllm_videollava.media.embeddings import EMBEDDING_NAMES, accepted_shapes
+from vllm_videollava.media.embeddings import EMBEDDING_NAMES, embedding_format
 from vllm_videollava.media.options import background_colour, check_mm_processor_kwargs
 from vllm_videollava.media.python_media import VideoLlavaDataParser
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
@@ -74,9 +74,9 @@ class VideoLlavaProcessingInfo(BaseProcessingInfo):
 
     def get_data_parser(self) -> VideoLlavaDataParser:
         background = background_colour(self.ctx.get_mm_config().media_io_kwargs)
-        config = self.get_hf_config()
-        shapes = accepted_shapes(config.embedding_shapes, self.ctx.get_mm_config())
-        return VideoLlavaDataParser(config.pixel_format, background, shapes)
+        return VideoLlavaDataParser(
+            self.get_hf_config().pixel_format, background, embedding_format(self.ctx.model_config)
+        )
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         return {"image": None, "video": None}

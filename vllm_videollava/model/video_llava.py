@@ -90,7 +90,6 @@ class VideoLlavaForConditionalGeneration(
         super().__init__()
         config: VideoLlavaConfig = vllm_config.model_config.hf_config
         self.config = config
-        self._dtype = vllm_config.model_config.dtype
         self._shards_items = is_vit_use_data_parallel()
 
         with self._mark_tower_model(vllm_config, "image"):
@@ -153,7 +152,7 @@ class VideoLlavaForConditionalGeneration(
     def _project(self, features: torch.Tensor) -> torch.Tensor:
         if features.shape[-1] == self.config.text_config.hidden_size:
             return features
-        return self.multi_modal_projector(features.to(self._dtype))
+        return self.multi_modal_projector(features)
 
     def embed_pixels(self, modality: str, pixels: torch.Tensor) -> torch.Tensor:
         return self.multi_modal_projector(self.encode_pixels(modality, pixels))

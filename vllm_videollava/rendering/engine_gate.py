@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import torch
 from vllm import SamplingParams, envs
+from vllm.config.multimodal import MultiModalConfig
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalBatchedField, MultiModalKwargsItem
 from vllm.utils import length_from_prompt_token_ids_or_embeds
@@ -15,7 +16,7 @@ from vllm.v1.worker.gpu.sample import logit_bias as runner_v2
 from vllm_videollava.checkpoints.config import VideoLlavaConfig
 from vllm_videollava.decoding.errors import shorten
 from vllm_videollava.decoding.pixel_format import INPUT_NAMES
-from vllm_videollava.media.embeddings import EMBEDDING_NAMES, Shapes, check_embeddings
+from vllm_videollava.media.embeddings import EMBEDDING_NAMES, EmbeddingFormat
 from vllm_videollava.media.python_media import check_modalities
 from vllm_videollava.rendering.request_values import check_value
 from vllm_videollava.text.unicode import check_text
@@ -27,14 +28,34 @@ INT64_MAX = 2**63 - 1
 _CHECKED_BEFORE = ("prompt_token_ids", "prompt_embeds", "prompt_is_token_ids", "mm_features")
 
 
+InputFormat = tuple[torch.dtype, Sequence[tuple[int, ...]]]
+"""The dtype and the shapes of one item of an input of the model."""
+InputFormats = Mapping[str, Mapping[str, InputFormat]]
+"""What an item may have, by modality and by the input's name."""
+
+
+def input_formats(
+    config: VideoLlavaConfig, mm_config: MultiModalConfig, embeddings: EmbeddingFormat | None
+) -> InputFormats:
+    """Return what an engine takes: pixels, unless it was told to take none, and embeddings if it has a form of them."""
+    formats: dict[str, dict[str, InputFormat]] = {modality: {} for modality in INPUT_NAMES}
+    for modality, of_modality in formats.items():
+        # vLLM loads no tower then.
+        if mm_config.get_limit_per_prompt(modality):
+            of_modality[INPUT_NAMES[modality]] = torch.uint8, [config.pixel_format.input_shapes[modality]]
+        if embeddings:
+            of_modality[EMBEDDING_NAMES[modality]] = embeddings.dtype, embeddings.shapes[modality]
+    return formats
+
+
 def check_engine_input(
-    engine_input: Mapping[str, Any], config: VideoLlavaConfig, embedding_shapes: Shapes, *, shares_memory: bool
+    engine_input: Mapping[str, Any], config: VideoLlavaConfig, inputs: InputFormats, *, shares_memory: bool
 ) -> None:
     """Check the form of everything that a request gives to the engine, whether or not it was checked before.
 
     Args:
         engine_input: the result of vLLM's renderer, of type "token", "multimodal" or "embeds".
-        embedding_shapes: the shapes of embeddings that are accepted in place of images and videos.
+        inputs: what an item may have, by `input_formats`.
         shares_memory: whether items may be addresses in memory shared with the engine, as in vLLM's cache "shm".
 
     Raises:
@@ -46,7 +67,7 @@ def check_engine_input(
     if engine_input["type"] == "embeds":
         _check_embeds(engine_input["prompt_embeds"], config.text_config.hidden_size)
     if engine_input["type"] == "multimodal":
-        _check_media(engine_input, len(token_ids), config, embedding_shapes, shares_memory)
+        _check_media(engine_input, len(token_ids), config, inputs, shares_memory)
 
 
 def hash_pixels(items: Mapping[str, Sequence[MultiModalKwargsItem]], algorithm: str) -> dict[str, list[str]]:
@@ -118,7 +139,7 @@ def _check_media(
     engine_input: Mapping[str, Any],
     num_tokens: int,
     config: VideoLlavaConfig,
-    embedding_shapes: Shapes,
+    inputs: InputFormats,
     shares_memory: bool,
 ) -> None:
     items, hashes, places = (engine_input[name] for name in ("mm_kwargs", "mm_hashes", "mm_placeholders"))
@@ -133,7 +154,7 @@ def _check_media(
             raise ValueError(f"For {modality!r}, the request has {counts}; the three numbers must be equal.")
         for item in own_items:
             if not (shares_memory and item and "address" in item):
-                _check_item(modality, item, config, embedding_shapes.get(modality))
+                _check_item(modality, item, inputs[modality])
         if others := [place.length for place in own_places if place.length != length]:
             raise ValueError(
                 f"Each {modality} takes {length} tokens, but the request reserves {others[0]} tokens for one of them."
@@ -147,27 +168,19 @@ def _check_media(
         raise ValueError("Images or videos of the request overlap in its prompt, or lie outside it.")
 
 
-def _check_item(
-    modality: str,
-    item: Mapping[str, Any] | None,
-    config: VideoLlavaConfig,
-    embedding_shapes: Sequence[tuple[int, int]] | None,
-) -> None:
-    name, shape = INPUT_NAMES[modality], config.pixel_format.input_shapes[modality]
-    if embedding_shapes and item and EMBEDDING_NAMES[modality] in item:
-        check_embeddings(modality, _only_tensor(modality, item, EMBEDDING_NAMES[modality]), embedding_shapes)
-        return
-    pixels = _only_tensor(modality, item, name)
-    if pixels.dtype != torch.uint8 or pixels.shape != shape:
-        raise ValueError(
-            f"An item of modality {modality!r} is {pixels.dtype} {list(pixels.shape)}; "
-            f"it must be torch.uint8 {list(shape)}."
-        )
-
-
-def _only_tensor(modality: str, item: Mapping[str, Any] | None, name: str) -> torch.Tensor:
-    element = (item or {}).get(name)
+def _check_item(modality: str, item: Mapping[str, Any] | None, inputs: Mapping[str, InputFormat]) -> None:
+    if not inputs:
+        raise ValueError(f"The server takes no {modality}s.")
+    name = next(iter(item or ()), None)
+    element = item[name] if name in inputs else None
     tensor = element.data if element else None
     if len(item or ()) != 1 or not isinstance(tensor, torch.Tensor) or element.field != MultiModalBatchedField():
-        raise ValueError(f"An item of modality {modality!r} must have pixels and nothing else.")
-    return tensor
+        raise ValueError(f"An item of modality {modality!r} must have {' or '.join(inputs)} and nothing else.")
+    dtype, shapes = inputs[name]
+    if tensor.dtype != dtype or tuple(tensor.shape) not in shapes:
+        known = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(
+            f"An item of modality {modality!r} is {tensor.dtype} {list(tensor.shape)}; it must be {dtype} {known}."
+        )
+    if dtype.is_floating_point and not tensor.isfinite().all():
+        raise ValueError(f"An item of modality {modality!r} has infinite or NaN values.")

@@ -7,7 +7,6 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 
-from vllm_videollava.media.embeddings import Shapes
 from vllm_videollava.media.python_media import count_media
 from vllm_videollava.text.conversation import check_placeholders, collapse_placeholders
 from vllm_videollava.text.placeholders import PLACEHOLDERS, split_placeholders
@@ -19,11 +18,11 @@ class PromptLengths:
     Args:
         tokenizer: one of `VideoLlavaTokenizer`'s.
         tokens_per_item: number of tokens that one image or video takes, by modality.
-        embedding_shapes: the shapes of embeddings that are accepted in place of images and videos.
+        takes_embeddings: whether embeddings may take the place of images and videos.
     """
 
-    def __init__(self, tokenizer, tokens_per_item: Mapping[str, int], embedding_shapes: Shapes) -> None:
-        self._embedding_shapes = embedding_shapes
+    def __init__(self, tokenizer, tokens_per_item: Mapping[str, int], *, takes_embeddings: bool) -> None:
+        self._takes_embeddings = takes_embeddings
         self._tokenizer = tokenizer
         self._tokens_per_item = tokens_per_item
 
@@ -59,7 +58,7 @@ class PromptLengths:
             return tokenized
         if params.truncate_prompt_tokens is not None:
             self._check_truncation(given, token_ids, params.truncate_prompt_tokens)
-            counts, num_text_tokens = count_media(given.get("multi_modal_data") or {}, self._embedding_shapes), 0
+            counts, num_text_tokens = self._count_media(given), 0
         else:
             counts, num_text_tokens = self._count(given, token_ids)
         if params.max_total_tokens is not None:
@@ -85,7 +84,7 @@ class PromptLengths:
             return
         at_least = error.parameter == "input_text"
         if at_least:
-            counts = count_media(given.get("multi_modal_data") or {}, self._embedding_shapes)
+            counts = self._count_media(given)
             num_characters = sum(map(len, split_placeholders(given["prompt"])[::2]))
             num_text_tokens = -(-num_characters // self._tokenizer.max_chars_per_token)
         else:
@@ -103,6 +102,9 @@ class PromptLengths:
             at_least=at_least,
         )
 
+    def _count_media(self, given) -> dict[str, int]:
+        return count_media(given.get("multi_modal_data") or {}, takes_embeddings=self._takes_embeddings)
+
     def _count(self, given, token_ids: Sequence[int]) -> tuple[dict[str, int], int]:
         """Return the images and videos of a prompt, by modality, and the number of all other tokens.
 
@@ -112,7 +114,7 @@ class PromptLengths:
         media = given.get("multi_modal_data")
         if not media:
             return {}, len(token_ids)
-        counts, placeholder_ids = count_media(media, self._embedding_shapes), self._tokenizer.placeholder_ids
+        counts, placeholder_ids = self._count_media(given), self._tokenizer.placeholder_ids
         token_ids = collapse_placeholders(token_ids, placeholder_ids, counts, self._tokens_per_item)
         check_placeholders(token_ids, placeholder_ids, counts)
         return counts, len(token_ids) - sum(counts.values())

@@ -18,11 +18,11 @@ from vllm_videollava.compat import (
 )
 from vllm_videollava.decoding.pool import shared_pool
 from vllm_videollava.media.connector import add_engine, media_become, remove_engine
-from vllm_videollava.media.embeddings import accepted_shapes
+from vllm_videollava.media.embeddings import embedding_format, embeddings_become
 from vllm_videollava.media.io import check_decoding
 from vllm_videollava.media.options import background_colour, check_media_io_kwargs, check_mm_processor_kwargs
 from vllm_videollava.rendering.adapters import AdapterGate
-from vllm_videollava.rendering.engine_gate import check_engine_input, check_engine_request, hash_pixels
+from vllm_videollava.rendering.engine_gate import check_engine_input, check_engine_request, hash_pixels, input_formats
 from vllm_videollava.rendering.error_places import logging_refusals, naming_part, naming_prompt
 from vllm_videollava.rendering.lengths import PromptLengths, check_length
 from vllm_videollava.rendering.message_parts import check_messages, count_parts
@@ -56,9 +56,12 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         check_decoding()
         # vLLM sets the flag for embeddings by itself, for a consumer of another engine's.
         has_graphs = config.compilation_config.cudagraph_mm_encoder
-        shapes = self._hf_config.embedding_shapes
-        self._embedding_shapes = {} if has_graphs else accepted_shapes(shapes, self._mm_config)
-        self._lengths = PromptLengths(self.get_tokenizer(), self._hf_config.tokens_per_item, self._embedding_shapes)
+        self._embedding_format = None if has_graphs else embedding_format(config.model_config)
+        self._lengths = PromptLengths(
+            self.get_tokenizer(),
+            self._hf_config.tokens_per_item,
+            takes_embeddings=self._embedding_format is not None,
+        )
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -85,12 +88,12 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
             return await super().render_chat_async(conversations, chat_params, tok_params, **kwargs)
 
     def render_messages(self, messages, params):
-        with media_become(self._hf_config.pixel_format):
+        with media_become(self._hf_config.pixel_format), embeddings_become(self._embedding_format):
             conversation, prompt = super().render_messages(messages, _with_default_template(params))
         return _as_texts(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
     async def render_messages_async(self, messages, params):
-        with media_become(self._hf_config.pixel_format):
+        with media_become(self._hf_config.pixel_format), embeddings_become(self._embedding_format):
             conversation, prompt = await super().render_messages_async(messages, _with_default_template(params))
         return _as_texts(conversation), _with_colour_in_ids(prompt, params.media_io_kwargs)
 
@@ -117,7 +120,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         self._check_options(chat_params.media_io_kwargs, chat_params.mm_processor_kwargs)
         limit = (tok_params or self.default_chat_tok_params).max_total_tokens
         for messages in conversations:
-            check_messages(messages, takes_embeddings=bool(self._embedding_shapes))
+            check_messages(messages, takes_embeddings=self._embedding_format is not None)
         for messages in conversations if limit is not None else ():
             check_length(count_parts(messages), self._hf_config.tokens_per_item, 0, limit)
 
@@ -132,11 +135,15 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
 
     def _checked(self, engine_input):
         shares_memory = self._mm_config.mm_processor_cache_type == "shm"
-        check_engine_input(engine_input, self._hf_config, self._embedding_shapes, shares_memory=shares_memory)
+        self._check_input(engine_input, shares_memory=shares_memory)
         if engine_input["type"] == "multimodal":
             # Beam search passes its own prompts here, too.
             setattr(engine_input["mm_kwargs"], CHECKED, True)
         return engine_input
+
+    def _check_input(self, engine_input, *, shares_memory: bool) -> None:
+        inputs = input_formats(self._hf_config, self._mm_config, self._embedding_format)
+        check_engine_input(engine_input, self._hf_config, inputs, shares_memory=shares_memory)
 
     def check_other_input(self, engine_input) -> None:
         """Check input that does not come from this renderer, such as that of vLLM's endpoint /inference/v1/generate.
@@ -152,7 +159,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         if hasattr(engine_input.get("mm_kwargs"), CHECKED):
             return
         with _raising_vllm_errors():
-            check_engine_input(engine_input, self._hf_config, self._embedding_shapes, shares_memory=False)
+            self._check_input(engine_input, shares_memory=False)
         if engine_input["type"] == "multimodal":
             algorithm = self._mm_config.mm_hasher_algorithm
             engine_input["mm_hashes"] = hash_pixels(engine_input["mm_kwargs"], algorithm)
