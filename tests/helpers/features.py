@@ -4,7 +4,8 @@
 
 Several tests may have one row; it shows the worst result. A test with `slow=True`
 runs only with the option `--features`, which also writes the page; if only some
-of the tests run, with the versions that the page names, its other rows are kept.
+of the tests run, with the versions that the page names, its other rows are kept,
+and those of tests that have never run say so.
 A feature that does not work has a test that is expected to fail, with the reason.
 """
 
@@ -24,6 +25,7 @@ _HEAD = """# Features
 """
 
 
+_NOT_RUN = "not run yet"
 _WORST_FIRST = ("failed", "does not work", "not run here", "works")
 
 
@@ -38,16 +40,16 @@ class Row(NamedTuple):
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "feature(group, name, how, slow): the test is a row of docs/features.md")
-    config.stash[_NAMES], config.stash[_ROWS] = set(), {}
+    config.stash[_HOW], config.stash[_ROWS] = {}, {}
 
 
-_NAMES = pytest.StashKey[set[tuple[str, str]]]()
+_HOW = pytest.StashKey[dict[tuple[str, str], str]]()
 _ROWS = pytest.StashKey[dict[tuple[str, str], Row]]()
 
 
 def feature_names(config: pytest.Config) -> set[tuple[str, str]]:
     """Return the group and the name of each row whose test was collected, whether or not it runs."""
-    return config.stash[_NAMES]
+    return set(config.stash[_HOW])
 
 
 def read_page(text: str) -> list[Row]:
@@ -67,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept, left_out = [], []
     for item in items:
         marks = list(item.iter_markers("feature"))
-        config.stash[_NAMES].update(mark.args for mark in marks)
+        config.stash[_HOW] |= {mark.args: mark.kwargs["how"] for mark in marks}
         is_wanted = bool(marks) if runs_all else not any(mark.kwargs.get("slow") for mark in marks)
         (kept if is_wanted else left_out).append(item)
     items[:] = kept
@@ -103,7 +105,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     rows = session.config.stash[_ROWS]
     if session.config.getoption("--features") and rows:
         path = session.config.rootpath / PAGE
-        path.write_text(_page([*rows.values(), *_kept(path.read_text(), rows)]))
+        kept = _kept(path.read_text(), rows)
+        shown = {(row.group, row.name) for row in kept} | rows.keys()
+        left = [Row(*names, how, _NOT_RUN) for names, how in session.config.stash[_HOW].items() if names not in shown]
+        path.write_text(_page([*rows.values(), *kept, *left]))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
