@@ -82,6 +82,7 @@ BENCH = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"]
 
 
 @feature("`vllm bench latency`", "one batch of text")
+@pytest.mark.xfail(reason="it draws token ids up to 9,999, and the tiny checkpoint has 768", strict=True)
 def test_bench_latency():
     flags = [
         "--input-len",
