@@ -12,7 +12,7 @@ from vllm.platforms import current_platform
 
 from benchmarks.tiny_accuracy import answer
 from helpers.asking import original_prompt
-from helpers.tiny_world import about, draw, question
+from helpers.tiny_world import about, draw
 from vllm_videollava import tiny_checkpoint
 from vllm_videollava.tiny.generator import Example
 
@@ -118,25 +118,6 @@ def test_an_option_keeps_answers_right(examples, options, least, record_property
     if least < 1:
         record_property("detail", f"{100 * share:.0f} % of {len(examples)} answers are right")
     assert share >= least
-
-
-@pytest.mark.feature(
-    "Engine",
-    "preemption",
-    how="`--block-size 16 --num-gpu-blocks-override 120`, all questions at once; preemptions were counted",
-    slow=True,
-)
-def test_answers_are_right_after_preemption(examples):
-    from vllm import SamplingParams
-
-    # Long answers need more blocks than are left.
-    params = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
-    with started(block_size=16, num_gpu_blocks_override=120, disable_log_stats=False) as llm:
-        outputs = llm.chat([question(example) for example in examples], params)
-        counts = {metric.name: metric for metric in llm.get_metrics()}
-    for example, output in zip(examples, outputs, strict=True):
-        assert output.outputs[0].text.strip().startswith(example.question.answer)
-    assert counts["vllm:num_preemptions"].value > 0
 
 
 @pytest.mark.feature("Engine", "no images", how="`--limit-mm-per-prompt '{\"image\": 0}'`", slow=True)

@@ -66,12 +66,12 @@ def from_client(ours, data=None, name="pixel_values_images", field=None, called=
         (
             torch.zeros(8, 3, 56, 56, dtype=torch.uint8),
             "pixel_values_videos",
-            "An item of modality 'image' must have pixels and nothing else.",
+            "An item of modality 'image' must have pixel_values_images and nothing else.",
         ),
         (
             torch.zeros(1, dtype=torch.int64),
             "address",
-            "An item of modality 'image' must have pixels and nothing else.",
+            "An item of modality 'image' must have pixel_values_images and nothing else.",
         ),
     ],
 )
@@ -89,7 +89,7 @@ def test_tensors_of_clients_are_put_together_as_the_models(renderer, ours, kind)
         "flat": MultiModalFlatField(slices=[slice(0, 3)]),
         "shared": MultiModalSharedField(batch_size=1),
     }[kind]
-    with refused("An item of modality 'image' must have pixels and nothing else."):
+    with refused("An item of modality 'image' must have pixel_values_images and nothing else."):
         process(renderer, from_client(ours, field=field))
 
 
@@ -98,7 +98,7 @@ def test_an_item_without_pixels_is_refused(renderer, ours):
     from vllm.multimodal.inputs import MultiModalKwargsItems
 
     items = MultiModalKwargsItems({"image": [None]})
-    with refused("An item of modality 'image' must have pixels and nothing else."):
+    with refused("An item of modality 'image' must have pixel_values_images and nothing else."):
         process(renderer, mm_input(ours["prompt_token_ids"], items, ours["mm_hashes"], ours["mm_placeholders"]))
 
 
