@@ -196,7 +196,7 @@ def prepare_model_configs(prepare: Callable[["ModelConfig"], None]) -> None:
     """
     from vllm.multimodal.registry import MultiModalRegistry
 
-    # In 0.29 and 0.30, the public method is called later than this one.
+    # vLLM 0.29 calls this one before the public method.
     create_processing_info = MultiModalRegistry._create_processing_info
 
     @functools.wraps(create_processing_info)

@@ -25,22 +25,23 @@ def check_messages(messages: Sequence[Any], *, takes_embeddings: bool) -> None:
     for number, message in enumerate(messages, 1):
         if isinstance(message, dict) and "role" not in message:
             raise ValueError(f"Message {number} has no role.")
-    kinds: dict[str, bool] = {}
+    are_embeddings: dict[str, bool] = {}
     for message, number, part in _parts(messages):
         modality = _modality(part)
         if modality is None:
             continue
         place = f"Message {message}, part {number}"
-        if _kind(part).endswith("_embeds") and not takes_embeddings:
+        has_embeddings = (kind := _kind(part)).endswith("_embeds")
+        if has_embeddings and not takes_embeddings:
             raise MediaError(
                 f"{place}: The server takes no embeddings, because it runs without --enable-mm-embeds; send the "
                 f"{modality} itself."
             )
-        if _kind(part).endswith("_embeds") and not isinstance(part.get(_kind(part)), str):
+        if has_embeddings and not isinstance(part.get(kind), str):
             raise MediaError(f"{place}: The embeddings of the {modality} must be one string, the base64 of a tensor.")
-        if kinds.setdefault(modality, _kind(part).endswith("_embeds")) != _kind(part).endswith("_embeds"):
+        if are_embeddings.setdefault(modality, has_embeddings) != has_embeddings:
             raise MediaError(f"{place}: A request has either {modality}s or their embeddings, but this one has both.")
-        if _kind(part).endswith("_url") and not any(_urls(part)):
+        if kind.endswith("_url") and not any(_urls(part)):
             raise MediaError(f"{place}: The {modality} has no address.")
 
 

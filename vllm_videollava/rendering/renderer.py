@@ -57,6 +57,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         # vLLM sets the flag for embeddings by itself, for a consumer of another engine's.
         has_graphs = config.compilation_config.cudagraph_mm_encoder
         self._embedding_format = None if has_graphs else embedding_format(config.model_config)
+        self._inputs = input_formats(self._hf_config, self._mm_config, self._embedding_format)
         self._lengths = PromptLengths(
             self.get_tokenizer(),
             self._hf_config.tokens_per_item,
@@ -135,15 +136,11 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
 
     def _checked(self, engine_input):
         shares_memory = self._mm_config.mm_processor_cache_type == "shm"
-        self._check_input(engine_input, shares_memory=shares_memory)
+        check_engine_input(engine_input, self._hf_config, self._inputs, shares_memory=shares_memory)
         if engine_input["type"] == "multimodal":
             # Beam search passes its own prompts here, too.
             setattr(engine_input["mm_kwargs"], CHECKED, True)
         return engine_input
-
-    def _check_input(self, engine_input, *, shares_memory: bool) -> None:
-        inputs = input_formats(self._hf_config, self._mm_config, self._embedding_format)
-        check_engine_input(engine_input, self._hf_config, inputs, shares_memory=shares_memory)
 
     def check_other_input(self, engine_input) -> None:
         """Check input that does not come from this renderer, such as that of vLLM's endpoint /inference/v1/generate.
@@ -159,7 +156,7 @@ class VideoLlavaRenderer(TruncatingRenderer, HfRenderer):
         if hasattr(engine_input.get("mm_kwargs"), CHECKED):
             return
         with _raising_vllm_errors():
-            self._check_input(engine_input, shares_memory=False)
+            check_engine_input(engine_input, self._hf_config, self._inputs, shares_memory=False)
         if engine_input["type"] == "multimodal":
             algorithm = self._mm_config.mm_hasher_algorithm
             engine_input["mm_hashes"] = hash_pixels(engine_input["mm_kwargs"], algorithm)
